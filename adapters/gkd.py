@@ -9,9 +9,7 @@ import random
 from typing import ClassVar
 
 from pydantic import Field
-from torch import Tensor
 
-from adapters.loop.divergences import generalised_jsd
 from adapters.loop.tokens import TokenLosses, Tokens, require
 from adapters.loop.training_loop import LoopAdapter, Objective
 from harness.adapter import Needs, Source
@@ -57,10 +55,6 @@ class GKD(FullVocabulary):
     def beta_of_divergence(self) -> float | None:
         """The option `beta`."""
         return self.beta
-
-    def divergence(self, logq: Tensor, logp: Tensor) -> Tensor:
-        """Return JSD_beta at each position, (n,)."""
-        return generalised_jsd(logq, logp, self.beta)
 
     @property
     def sources(self) -> tuple[Source, ...]:

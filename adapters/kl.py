@@ -9,10 +9,9 @@ from __future__ import annotations
 from typing import ClassVar
 
 from pydantic import Field, model_validator
-from torch import Tensor
 
 from adapters.gkd import FullVocabulary
-from adapters.loop.divergences import Tail, forward_kl, reverse_kl, top_k_forward_kl
+from adapters.loop.divergences import Tail, top_k_forward_kl
 from adapters.loop.tokens import TokenLosses, Tokens
 from adapters.loop.training_loop import LoopAdapter, Objective
 from harness.adapter import Needs, Requirements
@@ -35,10 +34,6 @@ class ReverseKL(FullVocabulary):
     def beta_of_divergence(self) -> float | None:
         """1, the reverse KL."""
         return 1.0
-
-    def divergence(self, logq: Tensor, logp: Tensor) -> Tensor:
-        """Return KL(q || p), (n,)."""
-        return reverse_kl(logq, logp)
 
 
 class ForwardKL(LoopAdapter):
@@ -85,10 +80,6 @@ class ForwardKL(LoopAdapter):
     def beta_of_divergence(self) -> float | None:
         """0, the forward KL."""
         return 0.0
-
-    def divergence(self, logq: Tensor, logp: Tensor) -> Tensor:
-        """Return KL(p || q), (n,)."""
-        return forward_kl(logq, logp)
 
     def token_losses(self, tokens: Tokens) -> TokenLosses:
         """Return the forward KL at each token, (N,)."""

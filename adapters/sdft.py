@@ -12,17 +12,15 @@ from typing import ClassVar
 
 import torch
 from pydantic import Field, field_validator
-from torch import Tensor
 
 from adapters.gkd import FullVocabulary
-from adapters.loop.divergences import reverse_kl
 from adapters.loop.training_loop import Objective
 from harness.adapter import Capabilities, Needs, Requirements, StageContext
 from harness.errors import ConfigError
 from harness.lm.rollouts import Rollout
 from harness.teachers.teacher import Teacher
 
-SHOWN = "{question}\n\nHere is one good answer:\n{demonstration}\n\nNow answer the question yourself."
+DEMONSTRATION_PROMPT = "{question}\n\nHere is one good answer:\n{demonstration}\n\nNow answer the question yourself."
 
 
 class SDFT(FullVocabulary):
@@ -45,7 +43,9 @@ class SDFT(FullVocabulary):
         description="how far the teacher moves to the student after each update; 0 keeps the stage's start, 1 copies the "
         "student",
     )
-    shown: str = Field(default=SHOWN, description="the teacher's user message, from {question} and {demonstration}")
+    shown: str = Field(
+        default=DEMONSTRATION_PROMPT, description="the teacher's user message, from {question} and {demonstration}"
+    )
 
     @field_validator("shown")
     @classmethod
@@ -81,10 +81,6 @@ class SDFT(FullVocabulary):
     def beta_of_divergence(self) -> float | None:
         """1, the reverse KL."""
         return 1.0
-
-    def divergence(self, logq: Tensor, logp: Tensor) -> Tensor:
-        """Return KL(q || p), (n,)."""
-        return reverse_kl(logq, logp)
 
     def teacher_prompts(self, ctx: StageContext, rollouts: Sequence[Rollout]) -> list[list[int]] | None:
         """Return prompts that show the item's reference answer.

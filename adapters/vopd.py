@@ -7,9 +7,6 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from torch import Tensor
-
-from adapters.loop.divergences import reverse_kl
 from adapters.loop.tokens import TokenLosses, Tokens, require
 from adapters.loop.training_loop import Objective
 from adapters.opd import PolicyGradient
@@ -41,10 +38,6 @@ class VOPD(PolicyGradient):
     def beta_of_divergence(self) -> float | None:
         """1, the reverse KL."""
         return 1.0
-
-    def divergence(self, logq: Tensor, logp: Tensor) -> Tensor:
-        """Return KL(q || p), (n,), without gradient, because it is a baseline."""
-        return reverse_kl(logq.detach(), logp)
 
     def token_losses(self, tokens: Tokens) -> TokenLosses:
         """Return the policy-gradient loss with the baseline, (N,)."""

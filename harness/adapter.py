@@ -19,6 +19,7 @@ from pydantic import ConfigDict, ValidationError, model_validator
 from harness.config import plugins
 from harness.config.base import Strict
 from harness.config.explain import explain
+from harness.config.run_spec import PlannedStage, RunSpec
 from harness.config.suite import AdapterEntry
 from harness.config.teacher_settings import Needs
 from harness.config.training import Optimizer, Training
@@ -45,16 +46,6 @@ if TYPE_CHECKING:
     UpdaterFactory = Callable[[nn.Module, Optimizer, int], Updater]
 
 GROUP = "harness.adapters"
-# Names of an earlier contract, with what replaced them.
-RENAMED = {
-    "wanted": "`teacher_request`",
-    "on_policy": "`sources`",
-    "off_policy": "`sources`",
-    **dict.fromkeys(
-        ("penalisable", "replaces_weights", "needs_whole_weights", "moves_reference"), "the field of `capabilities`"
-    ),
-    **dict.fromkeys(("adds_penalty", "holds_weights"), "`PenaltyWrapper`"),
-}
 
 
 @dataclass(frozen=True)
@@ -79,7 +70,7 @@ class Requirements:
 
     - `teacher`: what the teacher returns. `none`; `sampled`, the log-probability of each response token; `top_k`, also those
       of its most probable tokens; `full`, those of the whole vocabulary; `generate`, responses.
-    - `reference`: whether a frozen copy of the stage's start scores responses.
+    - `reference`: whether a copy of the stage's start, frozen unless the adapter sets `moves_reference`, scores responses.
     - `top_k`: how many most probable tokens are needed at each position; the vocabulary must have as many.
     - `entropy`: whether the entropy of the teacher's whole distribution is needed.
     """
@@ -145,7 +136,8 @@ class StageContext:
     """Everything that an adapter may use in one stage.
 
     Models: `student`, whose weights are trained; `engine`, which samples from it; `teacher`, `teacher_engine` and `reference`
-    (a frozen copy of the stage's start) where the adapter requires them; `renderer`, the tokenizer and its chat template.
+    (a copy of the stage's start, frozen unless the adapter sets `moves_reference`) where the adapter requires them;
+    `renderer`, the tokenizer and its chat template.
 
     Data: `tasks` that the stage trains, by name, and `examples`, their training items in order; `past_tasks` and `past` are
     the same for all earlier stages. `shares` is the share of the prompts that each task gets; empty means equal shares.
@@ -228,10 +220,8 @@ class Adapter(Strict, ABC):
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
-        """Refuse a class whose definitions the loop would ignore: those of an earlier contract, and a misspelled need."""
+        """Refuse a misspelled need, which the loop would ignore."""
         super().__pydantic_init_subclass__(**kwargs)
-        if old := [name for name in RENAMED if name in vars(cls)]:
-            raise ConfigError(f"{cls.__name__} defines `{old[0]}`, which has no effect; use {RENAMED[old[0]]}")
         if cls.teacher_needs not in get_args(Needs):
             raise ConfigError(
                 f"{cls.__name__}.teacher_needs is {cls.teacher_needs!r}, expected one of {', '.join(get_args(Needs))}"
@@ -283,3 +273,13 @@ def make_adapter(name: str, entry: AdapterEntry) -> Adapter:
         return cls.model_validate(entry.options)
     except ValidationError as error:
         raise ConfigError(f"adapters.{name}.options.{explain(error, cls)}") from error
+
+
+def trainer_of(spec: RunSpec, stage: PlannedStage) -> Adapter:
+    """Return what trains a stage: its own adapter, else the run's entry."""
+    return make_adapter(str(stage.adapter.adapter) if stage.own_adapter else spec.entry, stage.adapter)
+
+
+def uses_teacher(spec: RunSpec, stage: PlannedStage) -> bool:
+    """Return whether a stage has a teacher and what trains it needs one."""
+    return stage.teacher is not None and trainer_of(spec, stage).requirements.teacher != "none"

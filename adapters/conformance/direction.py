@@ -17,7 +17,16 @@ from torch import Tensor
 
 from adapters.conformance.dense import over_responses, scoring_model
 from adapters.conformance.outcomes import ConformanceError, DoesNotApply
-from adapters.conformance.recording import Gradient, Update, added, distance, flat, gradient_of, recorded, size
+from adapters.conformance.recording import (
+    Gradient,
+    Update,
+    add_gradients,
+    distance,
+    flatten,
+    gradient_of,
+    record_updates,
+    size,
+)
 from adapters.conformance.small_stage import AdapterUnderTest
 from adapters.loop.divergences import forward_kl, reverse_kl
 from adapters.loop.training_loop import LoopAdapter
@@ -37,7 +46,7 @@ def follows_its_objective(subject: AdapterUnderTest) -> None:
     adapter = with_whole_vocabulary(subject)
     ctx = one_position(subject)
     logp = teacher_rows(adapter, ctx)
-    towards = {name: divergence_gradient(ctx, kl, logp) for name, kl in KL.items()}
+    towards = {name: parameter_gradient(ctx, kl, logp) for name, kl in KL.items()}
     found = expected_gradient(adapter, ctx)
     if adapter.objective is None:
         if not any(_dot(found, gradient) > 0 for gradient in towards.values()):
@@ -81,10 +90,10 @@ def raises_what_it_credits(subject: AdapterUnderTest) -> None:
     if adapter.requirements.teacher != "none" or scoring_model(adapter, subject.stage()) is not None:
         raise DoesNotApply("a teacher takes part, so the check `direction` applies")
     ctx = subject.stage()
-    for update in recorded(adapter, ctx):
+    for update in record_updates(adapter, ctx):
         rollouts = [rollout for batch in update.batches for rollout in batch.rollouts]
         uphill = _uphill(ctx, rollouts, _worth(ctx, rollouts))
-        if not float(flat(update.gradient) @ flat(uphill)) < 0:
+        if not float(flatten(update.gradient) @ flatten(uphill)) < 0:
             what = "responses with a high reward" if _rewarded(rollouts) else "references"
             raise ConformanceError(
                 f"a step against the gradient makes {what} less probable; look at the sign of the loss, and of the credit"
@@ -106,7 +115,7 @@ def expected_gradient(adapter: LoopAdapter, ctx: StageContext) -> Gradient:
     probability = student_rows(ctx).detach().exp()[0]
     if adapter.source(0) == "teacher":
         probability = teacher_rows(adapter, ctx).exp()[0]
-    return expectation(recorded(adapter, ctx), probability)
+    return expectation(record_updates(adapter, ctx), probability)
 
 
 def expectation(updates: Sequence[Update], probability: Tensor) -> Gradient:
@@ -116,8 +125,8 @@ def expectation(updates: Sequence[Update], probability: Tensor) -> Gradient:
         for batch, part in zip(update.batches, update.parts, strict=True):
             # An update's loss is a mean over its responses, which is undone here.
             share = float(probability[batch.rollouts[0].response[0]]) * len(update.batches)
-            parts.append(added([part], [share]))
-    return added(parts)
+            parts.append(add_gradients([part], [share]))
+    return add_gradients(parts)
 
 
 def student_rows(ctx: StageContext) -> Tensor:
@@ -135,7 +144,7 @@ def teacher_rows(adapter: LoopAdapter, ctx: StageContext) -> Tensor:
     return _rows(model, PROMPT if prompts is None else prompts[0]).detach()
 
 
-def divergence_gradient(ctx: StageContext, divergence: Callable[[Tensor, Tensor], Tensor], logp: Tensor) -> Gradient:
+def parameter_gradient(ctx: StageContext, divergence: Callable[[Tensor, Tensor], Tensor], logp: Tensor) -> Gradient:
     """Return the gradient of a divergence from the teacher's `logp` (1, V) with respect to the student's weights."""
     return gradient_of(divergence(student_rows(ctx), logp).sum(), ctx.student)
 
@@ -162,7 +171,7 @@ def _rows(model: Any, prompt: list[int]) -> Tensor:
 
 
 def _dot(first: Gradient, second: Gradient) -> float:
-    return float(flat(first) @ flat(second))
+    return float(flatten(first) @ flatten(second))
 
 
 def _same(found: Gradient, towards: dict[str, Gradient], objective: str) -> None:
@@ -176,7 +185,7 @@ def _same(found: Gradient, towards: dict[str, Gradient], objective: str) -> None
             "and teacher in the loss, or correct `objective`"
         )
     factor = _dot(found, expected) / _dot(expected, expected)
-    if distance(found, added([expected], [factor])) <= TOLERANCE and factor > 0:
+    if distance(found, add_gradients([expected], [factor])) <= TOLERANCE and factor > 0:
         raise ConformanceError(
             f"the expected gradient is {factor:.4g} times that of the declared {declared}; drop the factor, for example a "
             "division by K or a mean over the micro-batch"

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from adapters.conformance.dense import dense_gradient, scoring_model, tokens_from_logprobs
 from adapters.conformance.outcomes import ConformanceError, DoesNotApply
-from adapters.conformance.recording import TINY, distance, recorded, size
+from adapters.conformance.recording import TINY, distance, record_updates, size
 from adapters.conformance.small_stage import AdapterUnderTest
 from adapters.loop.tokens import TokenLosses, Tokens
 from adapters.loop.training_loop import LoopAdapter
@@ -23,7 +23,7 @@ def equals_autograd(subject: AdapterUnderTest) -> None:
     """The gradient is that of the method's loss per token on dense float64 logits."""
     # A second, equal stage, because training may move the teacher of the first one.
     adapter, untouched = subject.method, subject.stage(temperature=0.7)
-    for number, update in enumerate(recorded(adapter, subject.stage(temperature=0.7)), start=1):
+    for number, update in enumerate(record_updates(adapter, subject.stage(temperature=0.7)), start=1):
         rollouts = [rollout for batch in update.batches for rollout in batch.rollouts]
         expected = dense_gradient(adapter, untouched, rollouts)
         if not (off := distance(update.gradient, expected)) <= TOLERANCE:
@@ -37,7 +37,9 @@ def accumulates(subject: AdapterUnderTest) -> None:
     """Gradients over micro-batches of two add up to that of one batch."""
     if subject.looped.reduction == "micro_batch_mean":
         raise DoesNotApply("reduction: micro_batch_mean averages each micro-batch alone")
-    whole, parts = (recorded(subject.adapter, subject.stage(steps=2, micro_batch=rows), RATE) for rows in (None, 2))
+    whole, parts = (
+        record_updates(subject.adapter, subject.stage(steps=2, micro_batch=rows), RATE) for rows in (None, 2)
+    )
     for number, (one, several) in enumerate(zip(whole, parts, strict=True), start=1):
         if len(several.batches) <= len(one.batches):
             raise ConformanceError("`micro_batch` 2 made no more batches than null; split with `make_batches`")

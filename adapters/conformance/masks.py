@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from adapters.conformance.outcomes import ConformanceError
-from adapters.conformance.recording import recorded
+from adapters.conformance.recording import record_updates
 from adapters.conformance.small_stage import STOP, AdapterUnderTest, Script
 from harness.lm.rollouts import Batch
 
@@ -21,7 +21,7 @@ def masks_are_exact(subject: AdapterUnderTest) -> None:
     _ = subject.looped
     ctx = subject.stage()
     assert isinstance(ctx.engine, Script)
-    batches = [batch for update in recorded(subject.adapter, ctx) for batch in update.batches]
+    batches = [batch for update in record_updates(subject.adapter, ctx) for batch in update.batches]
     if not batches:
         raise ConformanceError("no batch reached the optimiser; a stage must train on its responses")
     for batch in batches:

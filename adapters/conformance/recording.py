@@ -30,10 +30,10 @@ class Update:
     @property
     def gradient(self) -> Gradient:
         """The sum over micro-batches and penalties."""
-        return added([*self.parts, *self.penalties])
+        return add_gradients([*self.parts, *self.penalties])
 
 
-def recorded(adapter: Adapter, ctx: StageContext, rate: float = 0.0) -> list[Update]:
+def record_updates(adapter: Adapter, ctx: StageContext, rate: float = 0.0) -> list[Update]:
     """Train a stage and return its updates; each one is a plain gradient descent step of size `rate`.
 
     Raises `DoesNotApply` for an adapter that does not use the stage's optimiser.
@@ -86,7 +86,7 @@ def gradient_of(loss: Tensor, module: nn.Module) -> Gradient:
     return {name: torch.zeros_like(p) if p.grad is None else p.grad.detach().clone() for name, p in named.items()}
 
 
-def added(gradients: Iterable[Gradient], weights: Iterable[float] | None = None) -> Gradient:
+def add_gradients(gradients: Iterable[Gradient], weights: Iterable[float] | None = None) -> Gradient:
     """Return the sum of gradients, weighted by `weights` where given."""
     total: Gradient = {}
     parts = list(gradients)
@@ -96,16 +96,16 @@ def added(gradients: Iterable[Gradient], weights: Iterable[float] | None = None)
     return total
 
 
-def flat(gradient: Gradient) -> Tensor:
+def flatten(gradient: Gradient) -> Tensor:
     """Return a gradient as one vector."""
     return torch.cat([value.flatten() for value in gradient.values()]) if gradient else torch.zeros(1)
 
 
 def size(gradient: Gradient) -> float:
     """Return |gradient| over all parameters."""
-    return float((flat(gradient) ** 2).sum().sqrt())
+    return float((flatten(gradient) ** 2).sum().sqrt())
 
 
 def distance(found: Gradient, expected: Gradient) -> float:
     """Return |found - expected| / |expected| over all parameters."""
-    return size(added([found, expected], [1, -1])) / max(size(expected), TINY)
+    return size(add_gradients([found, expected], [1, -1])) / max(size(expected), TINY)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from adapters.conformance.direction import expectation, one_position, student_rows, with_whole_vocabulary
 from adapters.conformance.outcomes import ConformanceError, DoesNotApply
-from adapters.conformance.recording import Update, distance, recorded
+from adapters.conformance.recording import Update, distance, record_updates
 from adapters.conformance.small_stage import AdapterUnderTest
 from adapters.loop.training_loop import LoopAdapter
 from harness.engines.engine import Completion, Sampling
@@ -42,9 +42,9 @@ def _second_step(adapter: LoopAdapter, subject: AdapterUnderTest, staleness: int
     """Return the student's probabilities (V,) in the first and in the second step, and the second step's update."""
     ctx = replace(one_position(subject, steps=2, staleness=staleness), engine=EveryToken(subject.vocabulary))
     before = student_rows(ctx).detach().exp()[0]
-    found = recorded(adapter, ctx, RATE)
+    found = record_updates(adapter, ctx, RATE)
     once = replace(one_position(subject, steps=1), engine=EveryToken(subject.vocabulary))
-    recorded(adapter, once, RATE)
+    record_updates(adapter, once, RATE)
     return before, student_rows(once).detach().exp()[0], found[1]
 
 

@@ -29,7 +29,7 @@ TOLERANCE = 1e-6  # of losses and weights in float64
 
 
 @dataclass(frozen=True)
-class Ended:
+class StageOutcome:
     """The final weights of a stage, by parameter, and the loss of each step."""
 
     weights: dict[str, Tensor]
@@ -59,7 +59,7 @@ def trains_in_two_processes(subject: AdapterUnderTest) -> None:
         )
 
 
-def _train(adapter: Adapter, folder: Path, training: Mapping[str, Any]) -> Ended:
+def _train(adapter: Adapter, folder: Path, training: Mapping[str, Any]) -> StageOutcome:
     ctx = AdapterUnderTest(adapter, folder, training).stage(steps=STEPS, scripted=False, reference_seed=0)
     losses: list[float | None] = []
 
@@ -67,10 +67,12 @@ def _train(adapter: Adapter, folder: Path, training: Mapping[str, Any]) -> Ended
         losses.append(line.get("loss"))
 
     train_small_stage(adapter, replace(ctx, log=keep))
-    return Ended({name: value.detach().clone() for name, value in ctx.student.model.state_dict().items()}, losses)
+    return StageOutcome(
+        {name: value.detach().clone() for name, value in ctx.student.model.state_dict().items()}, losses
+    )
 
 
-def _train_together(adapter: bytes, training: Mapping[str, Any]) -> Ended:
+def _train_together(adapter: bytes, training: Mapping[str, Any]) -> StageOutcome:
     """Train in two other processes; raises `ConformanceError` with the first error of one of them."""
     with tempfile.TemporaryDirectory(prefix="conformance-ranks-") as place:
         folder = Path(place)

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from adapters.loop.tokens import Tokens, require
-from harness.lm.output_layer import Divergence
 
 Tail = Literal["none", "bucket", "renormalise"]
 
@@ -39,20 +38,6 @@ def generalised_jsd(logq: Tensor, logp: Tensor, beta: float) -> Tensor:
         return reverse_kl(logq, logp)
     mixture = _mixture(logq, logp, beta)
     return beta * _kl(logp, mixture) + (1 - beta) * _kl(logq, mixture)
-
-
-@torch.no_grad()
-def known_beta(divergence: Divergence, beta: float | None) -> float | None:
-    """Return `beta` if `divergence` equals `generalised_jsd` with it on a small input; else None.
-
-    The check is needed because a class may inherit its parent's beta and override the divergence.
-    """
-    if beta is None:
-        return None
-    draw = torch.Generator().manual_seed(0)
-    logq, logp = torch.randn(2, 3, 7, generator=draw, dtype=torch.float64).log_softmax(-1)
-    same = torch.allclose(divergence(logq, logp), generalised_jsd(logq, logp, beta), rtol=0, atol=1e-10)
-    return beta if same else None
 
 
 def top_k_forward_kl(tokens: Tokens, tail: Tail = "none") -> Tensor:

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from adapters.loop.diagnostics import RolloutFigures, StepLog
-from adapters.loop.divergences import known_beta
 from adapters.loop.drawing import Drawing
 from adapters.loop.tokens import MOST, TokenLosses, Tokens, check_losses, importance, uniform_draws
 from harness.adapter import StageContext
@@ -36,7 +35,7 @@ Scores = Callable[[], TeacherScores]
 
 
 @dataclass(frozen=True)
-class AskedRollouts:
+class PendingScores:
     """A micro-batch whose scores are under way: calling `teacher` or `reference` checks and returns them."""
 
     batch: Batch
@@ -76,7 +75,6 @@ class Step:
         self.drawing = drawing
         self.scorer = adapter.scorer(ctx)
         self.figures = RolloutFigures()
-        self.beta = known_beta(adapter.divergence, adapter.beta_of_divergence)
         self.vocabulary = len(head_of(ctx.student.model).weight)
         self.timer = Timer("generate", "teacher", "student", whole="step", device=ctx.device)
 
@@ -124,12 +122,12 @@ class Step:
         limits = training.micro_batch, self.ctx.device, training.tokens_per_batch, packed
         return make_batches(rollouts, self.adapter.reduction, *limits, self.ranks)
 
-    def _ask(self, batch: Batch) -> AskedRollouts:
+    def _ask(self, batch: Batch) -> PendingScores:
         """Start scoring a micro-batch with teacher and reference; a model on a device may still compute afterwards."""
         with self.timer("teacher"):
-            return AskedRollouts(batch, self._teacher_scores(batch), self._log_reference(batch))
+            return PendingScores(batch, self._teacher_scores(batch), self._log_reference(batch))
 
-    def _check(self, asked: AskedRollouts) -> ScoredRollouts:
+    def _check(self, asked: PendingScores) -> ScoredRollouts:
         """Wait for the scores and check them; where several updates share the batch, also score it with the student."""
         batch, teacher = asked.batch, asked.teacher()
         logref = None if asked.reference is None else asked.reference().sampled
@@ -166,9 +164,8 @@ class Step:
         with autocast(self.ctx.device, self.ctx.training.scoring_autocast):
             found = unchecked_scores(teacher, batch, request, self.adapter.temperature(self.ctx.training))
         if not isinstance(teacher, LocalTeacher):
-            checked = check_scores(
-                found, batch, request, self.vocabulary
-            )  # at once, before a faulty server is asked again
+            # At once, before a faulty server is asked again.
+            checked = check_scores(found, batch, request, self.vocabulary)
             return lambda: checked
         return lambda: check_scores(found, batch, request, self.vocabulary)
 
@@ -178,7 +175,7 @@ class Step:
         if teacher is not None and self.scorer is not None:
             held = slice(1, None) if self.adapter.teacher_request.rest else None
             rows, own_top = teacher.rows, teacher.top_ids.shape[1]
-            asked = StudentRequest(temperature, self.adapter.divergence, rows, own_top, held, self.beta)
+            asked = StudentRequest(temperature, self.adapter.divergence, rows, own_top, held, self.adapter.closed_form)
         with autocast(self.ctx.device, self.ctx.training.autocast):
             return self.student(batch, ids, asked)
 
@@ -207,12 +204,12 @@ class Step:
             log.against_engine(tokens.logq_old, batch)
             ratio = importance(tokens.logq_old, batch)
             log.importance(ratio)
-            self.figures.add(batch.rollouts, self._known(student, scored, tokens, outcome, ratio))
+            self.figures.add(batch.rollouts, self._token_figures(student, scored, tokens, outcome, ratio))
             return (self._weighed(outcome.losses, tokens, ratio) * batch.weights).sum()
 
         return loss_of
 
-    def _known(
+    def _token_figures(
         self, student: LogProbs, scored: ScoredRollouts, tokens: Tokens, outcome: TokenLosses, ratio: Tensor | None
     ) -> dict[str, Tensor | None]:
         """Return each token's figures (N,) under the names of `harness.rundir.training.rollout_log`."""

@@ -16,6 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from adapters.loop.divergences import generalised_jsd
 from adapters.loop.drawing import Drawing
 from adapters.loop.guards import Guards, broken_step
 from adapters.loop.prompts import prompt_batches
@@ -30,6 +31,7 @@ from harness.lm.rollouts import Reduction, Rollout
 from harness.lm.trained.recompute import recomputed_layers
 from harness.lm.trained.trainable import trainable
 from harness.lm.trained.weights import Trainable
+from harness.teachers.local import LocalTeacher, check_same_rows
 
 if TYPE_CHECKING:
     from harness.lm.optimiser import Updater
@@ -93,13 +95,23 @@ class LoopAdapter(Adapter):
         """Return the loss of each response token, (N,); the loop averages them."""
 
     def divergence(self, logq: Tensor, logp: Tensor) -> Tensor:
-        """Return a loss (n,) from log-probabilities (n, V) of student and teacher; needs `teacher_request.vocabulary`."""
-        raise NotImplementedError
+        """Return a loss (n,) from log-probabilities (n, V) of student and teacher; needs `teacher_request.vocabulary`.
+
+        By default it is `generalised_jsd` with `beta_of_divergence`.
+        """
+        if self.beta_of_divergence is None:
+            raise NotImplementedError
+        return generalised_jsd(logq, logp, self.beta_of_divergence)
 
     @property
     def beta_of_divergence(self) -> float | None:
-        """The beta of `generalised_jsd` if `divergence` is that function, which then has a closed form; else None."""
+        """The beta of the generalised Jensen-Shannon divergence; without effect where a class overrides `divergence`."""
         return None
+
+    @property
+    def closed_form(self) -> float | None:
+        """The beta with which `divergence` has a closed form; None where a class overrides `divergence`."""
+        return self.beta_of_divergence if type(self).divergence is LoopAdapter.divergence else None
 
     @property
     def sources(self) -> tuple[Source, ...]:
@@ -157,13 +169,17 @@ class LoopAdapter(Adapter):
         Raises `TaskError` for a task without training items, `ModelError` for a teacher with another vocabulary,
         `TrainingError` for scores that cannot be a teacher's, and `NotFiniteError` for a loss or gradient that is not finite.
         """
-        _check_items(ctx)
-        _check_rows(self.scorer(ctx), ctx)
+        if empty := set(ctx.tasks) - {example.task for example in ctx.examples}:
+            raise TaskError(f"task {', '.join(sorted(empty))} has no training items; a stage needs a `training_split`")
+        if isinstance(scorer := self.scorer(ctx), LocalTeacher):
+            check_same_rows(scorer.model, ctx.student.model)
         self.refuse(ctx.training)
+        teachers = [each.model for each in (ctx.teacher, ctx.reference) if isinstance(each, LocalTeacher)]
+        local_models = [ctx.student.model, *teachers]
         updates = ctx.training.steps * self.updates_per_rollout
         guards = Guards(ctx.warn, len(head_of(ctx.student.model).weight))
         with (
-            packing(_local_models(ctx), ctx.training.packs, ctx.warn),
+            packing(local_models, ctx.training.packs, ctx.warn),
             trainable(ctx.student, ctx.training.precision) as weights,
             recomputed_layers(weights.module, ctx.training.activation_checkpointing),
         ):
@@ -173,7 +189,7 @@ class LoopAdapter(Adapter):
             batches = pairwise(chain(islice(prompt_batches(ctx), first, ctx.training.steps), [None]))
             for index, (prompts, following) in enumerate(batches, start=first):
                 assert prompts is not None, "only the last step has none after it"
-                with _log_non_finite_step(ctx, index, self.scorer(ctx) is not None):
+                with _log_non_finite_step(ctx, index, scorer is not None):
                     line = Step(self, ctx, weights, updater, drawing, index).run(prompts, following)
                 ctx.log({**line, "warnings": guards.look_at(line)})
                 with weights.whole() if ctx.measures(index + 1) else nullcontext():
@@ -235,22 +251,3 @@ def _set_generators(state: Mapping[str, Any]) -> None:
     # On a machine with a different number of GPUs, their generators keep the states that the stage's seed gave them.
     if torch.cuda.is_available() and len(state["random_cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["random_cuda"])
-
-
-def _local_models(ctx: StageContext) -> list[Any]:
-    """Return the models of this process that read a stage's batches."""
-    from harness.teachers.local import LocalTeacher  # imports transformers
-
-    return [ctx.student.model, *(t.model for t in (ctx.teacher, ctx.reference) if isinstance(t, LocalTeacher))]
-
-
-def _check_rows(scorer: Teacher | None, ctx: StageContext) -> None:
-    from harness.teachers.local import LocalTeacher, check_same_rows  # imports transformers
-
-    if isinstance(scorer, LocalTeacher):
-        check_same_rows(scorer.model, ctx.student.model)
-
-
-def _check_items(ctx: StageContext) -> None:
-    if empty := set(ctx.tasks) - {example.task for example in ctx.examples}:
-        raise TaskError(f"task {', '.join(sorted(empty))} has no training items; a stage needs a `training_split`")

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from harness.adapter import StageContext
+from harness.engines.child_processes import end_group
 from harness.errors import TrainingError
 from harness.teachers.local import LocalTeacher
 
@@ -38,7 +39,7 @@ def run_command(command: list[str], log: Path, pass_on: Callable[..., None]) -> 
                     process.wait(POLL_SECONDS)
                 pass_on()
     finally:
-        _end(process)
+        end_group(process)
     pass_on(whole=True)
     if code := process.returncode:
         how = f"was ended by signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"ended with exit code {code}"
@@ -75,13 +76,6 @@ def _watchdog(group: int) -> Generator[None]:
     finally:
         watchdog.kill()
         watchdog.communicate()
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a command and all that it started: workers of a distributed trainer would keep using the accelerator."""
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
 
 
 def _short(command: list[str]) -> str:

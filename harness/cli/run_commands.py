@@ -182,9 +182,9 @@ def _do_runs(
     console = SafeConsole()
     reporters = Reporters(console)
     if dry_run:
-        from harness.pipeline.plan import print_plan
+        from harness.pipeline.dry_run import print_dry_run
 
-        print_plan(console, specs)
+        print_dry_run(console, specs)
         reporters.foresee(specs)
         console.print("dry run: nothing was written")
         return
@@ -210,7 +210,7 @@ def _do_runs(
         reporters.summarise(specs)
     else:
         runs = quote(str(specs[0].out / specs[0].suite.name))
-        console.print(f"no report: `harness report {runs}` renders it", markup=False, highlight=False, soft_wrap=True)
+        console.say(f"no report: `harness report {runs}` renders it")
 
 
 def _do_study(console: SafeConsole, planned: Plan, workers: int | None, max_hours: float, dry_run: bool) -> None:
@@ -225,7 +225,7 @@ def _do_study(console: SafeConsole, planned: Plan, workers: int | None, max_hour
         check_adapters(suite, {spec.entry for spec in planned.specs if spec.suite.name == suite.name})
     console.print(planned.cost(workers), highlight=False, soft_wrap=True)
     if dry_run:
-        console.print("\n".join(str(spec.path) for spec in todo), markup=False, highlight=False, soft_wrap=True)
+        console.say("\n".join(str(spec.path) for spec in todo))
         Reporters(console).foresee_study(planned)
         console.print("dry run: nothing was written")
         return
@@ -241,7 +241,5 @@ def _do_study(console: SafeConsole, planned: Plan, workers: int | None, max_hour
                 todo,
                 workers,
                 display,
-                lambda spec: console.print(
-                    f"run {next(finished)} of {len(todo)}: {spec.path}", markup=False, highlight=False
-                ),
+                lambda spec: console.say(f"run {next(finished)} of {len(todo)}: {spec.path}", wrap=True),
             )

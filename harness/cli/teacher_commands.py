@@ -49,6 +49,4 @@ def cache(
     with Display(console) as display:
         filled = fill_cache(spec, rollouts or [], display)
     for stage in filled:
-        console.print(
-            f"{stage.name}: {stage.responses} responses, {stage.scored} scored now", markup=False, highlight=False
-        )
+        console.say(f"{stage.name}: {stage.responses} responses, {stage.scored} scored now", wrap=True)

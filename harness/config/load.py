@@ -8,21 +8,20 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from harness.config.base import is_list, is_mapping
 from harness.config.explain import explain
 from harness.config.models import Pretrained, Scratch
+from harness.config.overrides import apply_override, expand_stages, looks_local, set_value
 from harness.config.processor import has_bfloat16
-from harness.config.read_yaml import parse_yaml, read_yaml
+from harness.config.read_yaml import read_yaml
 from harness.config.suite import Suite
 from harness.config.teacher_settings import TeacherSettings
 from harness.config.training import Training, merge_training, training_of_start
 from harness.errors import ConfigError
 
 SUITE_FOLDER = Path(str(files("tasks"))) / "suites"
-SETTINGS_FOLDER = SUITE_FOLDER / "settings"
 
 
 def load_suite(
@@ -37,13 +36,11 @@ def load_suite(
     """
     path = find_suite(name, include)
     raw = _read_mapping(path)
-    _expand_stages(raw)
+    expand_stages(raw)
     for override in overrides:
-        _apply_override(raw, override)
-        _expand_stages(raw)
+        apply_override(raw, override)
     for key, value in (settings or {}).items():
-        _set(raw, key, deepcopy(value), f"{key}={value}")
-        _expand_stages(raw)
+        set_value(raw, key, deepcopy(value), f"{key}={value}")
     _resolve_autocast(raw, str(raw.get("device", "auto")))
     _spread_training(raw, path)
     try:
@@ -60,7 +57,10 @@ def find_suite(name: str, include: Sequence[Path] = ()) -> Path:
     if Path(name).suffix in {".yaml", ".yml"} or "/" in name:
         if Path(name).is_file():
             return Path(name).resolve()
-        raise ConfigError(f"suite file {name} does not exist (looked in {Path.cwd()})")
+        raise ConfigError(
+            f"suite file {name} does not exist (looked in {Path.cwd()}); correct the path, or give a name "
+            "that `harness suites` lists"
+        )
     folders = _suite_folders(include)
     for folder in folders:
         if (folder / f"{name}.yaml").is_file():
@@ -99,94 +99,6 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     return raw
 
 
-def _apply_override(raw: dict[str, Any], override: str) -> None:
-    """Apply one `a.b.0.c=value`: the value is parsed as YAML, and a number is an index into a list.
-
-    `@NAME` or `@FILE` applies a file of such keys and values, whose paths of data are relative to the file's folder.
-    """
-    if override.startswith("@"):
-        _apply_file(raw, override)
-        return
-    key, separator, text = override.partition("=")
-    if not separator or not key:
-        raise ConfigError(f"--set {override}: expected KEY=VALUE, for example --set training.optimizer.lr=1e-4")
-    try:
-        value = parse_yaml(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override}: {text!r} is not valid YAML") from error
-    _set(raw, key, value, override)
-
-
-def _apply_file(raw: dict[str, Any], override: str) -> None:
-    name = override.removeprefix("@")
-    path = Path(name) if Path(name).suffix in {".yaml", ".yml"} else SETTINGS_FOLDER / f"{name}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(f"@{each.stem}" for each in SETTINGS_FOLDER.glob("*.yaml")))
-        raise ConfigError(
-            f"--set {override}: {path} does not exist; expected a YAML file of keys and values, or {known}"
-        )
-    if not is_mapping(given := read_yaml(path)):
-        raise ConfigError(
-            f"{path}: found {type(given).__name__}, expected a mapping of keys, as --set has them, to values"
-        )
-    for key, value in given.items():
-        of_data = key.startswith("data.") and isinstance(value, str)
-        _set(raw, key, str(path.resolve().parent / value) if of_data else value, override)
-        _expand_stages(raw)
-
-
-def _set(raw: dict[str, Any], key: str, value: Any, override: str) -> None:
-    """Set the value at a dotted path; `override` is shown in error messages."""
-    *parents, last = key.split(".")
-    node: Any = raw
-    for parent in parents:
-        node = _step_into(node, parent, override)
-    if isinstance(value, str) and (
-        parents == ["data"] or _is_model_folder(key, value) or _is_teachers_file(node, last)
-    ):
-        value = str(Path(value).resolve())
-    _assign(node, last, value, override)
-
-
-def _is_model_folder(key: str, value: str) -> bool:
-    """Return whether an override gives a model's folder, relative to the current one; else its path is a name on the hub."""
-    *parents, last = key.split(".")
-    names_model = last == "path" and ("student" in parents or "teacher" in parents)
-    return names_model and (Path(value).is_dir() or _looks_local(value))
-
-
-def _is_teachers_file(node: Any, last: str) -> bool:
-    """Return whether an override gives the file of a teacher that is not a model, such as a cache's scores."""
-    return last == "path" and is_mapping(node) and node.get("kind") not in (None, "pretrained", "scratch")
-
-
-def _looks_local(path: str) -> bool:
-    return path.startswith((".", "/", "~"))
-
-
-def _step_into(node: Any, part: str, override: str) -> Any:
-    if is_list(node):
-        return node[_index(node, part, override)]
-    if not is_mapping(node):
-        raise ConfigError(f"--set {override}: {node!r} is not a mapping, so it has no key {part!r}")
-    return node.setdefault(part, {})
-
-
-def _assign(node: Any, part: str, value: Any, override: str) -> None:
-    if is_list(node):
-        node[_index(node, part, override)] = value
-    elif is_mapping(node):
-        node[part] = value
-    else:
-        raise ConfigError(f"--set {override}: {node!r} is not a mapping, so it has no key {part!r}")
-
-
-def _index(node: list[Any], part: str, override: str) -> int:
-    if part.isdigit() and int(part) < len(node):
-        return int(part)
-    raise ConfigError(f"--set {override}: {part!r} is not an index of a list of {len(node)}")
-
-
 def _resolve_autocast(node: Any, device: str, above: tuple[str, ...] = ()) -> None:
     """Replace each `autocast: auto` of a training or a warm-up by what this machine computes fast; a run records that."""
     if is_list(node):
@@ -217,12 +129,6 @@ def _choose_start(stage: Any, where: str, student: Any) -> Any:
     given: dict[str, Any] = student if is_mapping(student) else {}
     start = given.get("start") or given.get("strength")
     return {**rest, "training": training_of_start(stage["starts"], stage.get("training") or {}, start, where)}
-
-
-def _expand_stages(raw: dict[str, Any]) -> None:
-    """Turn each stage that is only a task's name into a mapping."""
-    if isinstance(raw.get("stages"), list):
-        raw["stages"] = [{"task": stage} if isinstance(stage, str) else stage for stage in raw["stages"]]
 
 
 def _complete_stage(stage: Any, shared: dict[str, Any], entries: Any) -> Any:
@@ -282,7 +188,7 @@ def _with_folder(model: Pretrained | Scratch, folder: Path, key: str) -> Pretrai
     place = (folder / Path(model.path).expanduser()).resolve()
     if place.is_dir():
         return model.model_copy(update={"path": str(place)})
-    if _looks_local(model.path):
+    if looks_local(model.path):
         raise ConfigError(
             f"{key}.path: {model.path} is not a folder; paths in a suite are relative to its folder, {folder}"
         )

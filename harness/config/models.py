@@ -139,7 +139,10 @@ class Scratch(Strict):
     @model_validator(mode="after")
     def _check_strength(self) -> Scratch:
         if self.strength not in self.warmup.strengths:
-            raise ValueError(f"strength {self.strength!r} is not one of {', '.join(self.warmup.strengths)}")
+            raise ValueError(
+                f"strength {self.strength!r} is not one of {', '.join(self.warmup.strengths)}; name one, or add it to "
+                "warmup.strengths"
+            )
         return self
 
     @property

@@ -50,10 +50,15 @@ def read_yaml(path: Path) -> Any:
     try:
         return parse_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" line {mark.line + 1}" if mark else ""
-        problem = " ".join(str(getattr(error, "problem", None) or error).split())
-        raise ConfigError(f"{path}{line}: not valid YAML ({problem})") from error
+        raise ConfigError(describe_yaml_error(path, error)) from error
+
+
+def describe_yaml_error(path: Path, error: Exception) -> str:
+    """Return a sentence with a file, the line of an error in its YAML, and what is wrong there."""
+    mark = getattr(error, "problem_mark", None)
+    line = f" line {mark.line + 1}" if mark else ""
+    problem = " ".join(str(getattr(error, "problem", None) or error).split())
+    return f"{path}{line}: not valid YAML ({problem})"
 
 
 def parse_yaml(text: str) -> Any:

@@ -314,7 +314,7 @@ class Suite(Strict):
             return (self._joint_stage(),)
         if order not in self.orders:
             known = ", ".join(["default", JOINT, *self.orders])
-            raise ValueError(f"order {order!r} is not one of {known}")
+            raise ValueError(f"order {order!r} is not one of {known}; name one, or add it under `orders`")
         by_task = {stage.task: stage for stage in self.stages}
         return tuple(by_task[task] for task in self.orders[order])
 

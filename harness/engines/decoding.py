@@ -14,7 +14,7 @@ from harness.lm.seeding import race_times
 COMPACT_BELOW = 0.75  # share of running rows below which finished rows leave the cache
 
 
-class Decoding:
+class BatchDecoder:
     """Decodes one batch of prompts with one model and one set of sampling settings."""
 
     def __init__(self, model: Any, tokenizer: Any, sampling: Sampling) -> None:

@@ -26,7 +26,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from harness.engines.decoding import Decoding, completions_of, left_padded
+from harness.engines.decoding import BatchDecoder, completions_of, left_padded
 from harness.engines.engine import Completion, Sampling
 from harness.lm.seeding import prompt_seeds
 
@@ -59,16 +59,16 @@ class HFEngine:
                 completions.update(zip(rows, decoded, strict=True))
         return [completions[i] for i in range(len(prompts))]
 
-    def _decoding(self, length: int) -> type[Decoding]:
+    def _decoding(self, length: int) -> type[BatchDecoder]:
         """Return the decoding class for texts of at most `length` tokens, by what the model's cache and the device support."""
         if not drops_rows(self.model):
-            return StockDecoding
+            return StockDecoder
         if self.model.device.type not in STATIC_ON:
-            return Decoding
-        from harness.engines.static_decoding import StaticDecoding, has_fixed_cache, static_difference
+            return BatchDecoder
+        from harness.engines.static_decoding import StaticDecoder, has_fixed_cache, static_difference
 
         if not has_fixed_cache(self.model, length):
-            return Decoding
+            return BatchDecoder
         attention = self.model.config._attn_implementation
         if attention not in self._static:
             with _without_dropout(self.model):
@@ -77,7 +77,7 @@ class HFEngine:
             if reason is not None:
                 name = type(self.model).__name__
                 warnings.warn(f"{name} is decoded with a growing cache, which is slower ({reason})", stacklevel=2)
-        return StaticDecoding if self._static[attention] else Decoding
+        return StaticDecoder if self._static[attention] else BatchDecoder
 
 
 @contextmanager
@@ -99,7 +99,7 @@ def drops_rows(model: Any) -> bool:
     return all(hasattr(layer, "batch_select_indices") for layer in DynamicCache(config=model.config).layers)
 
 
-class StockDecoding(Decoding):
+class StockDecoder(BatchDecoder):
     """Decodes with `model.generate`, which handles what each architecture keeps between steps.
 
     Only prompts of equal length are decoded together, because some recurrent models read padding as text.

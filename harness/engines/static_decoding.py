@@ -1,6 +1,6 @@
 """Decode with tensors that never move: a step is a fixed list of kernels, which a GPU replays without Python (CUDA graphs).
 
-Prompts are read as in `Decoding`. Their keys and values are then copied into a cache of fixed length, and a step reads and
+Prompts are read as in `BatchDecoder`. Their keys and values are then copied into a cache of fixed length, and a step reads and
 writes only the tensors of a `Layout`: it draws a token for each row and marks the rows that stop. When enough rows have
 stopped, or the cache is full, the host makes a new layout with a new graph: with fewer rows, or a longer cache. On a CPU the
 same steps run one by one; keys and values are then not copied for each token, nor for each query head. How often the host
@@ -23,7 +23,7 @@ from transformers import AttentionInterface, DynamicCache
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from harness.engines.decoding import Decoding, completions_of, left_padded
+from harness.engines.decoding import BatchDecoder, completions_of, left_padded
 from harness.engines.engine import Completion, Sampling
 from harness.lm.packing import VARLEN
 
@@ -143,8 +143,8 @@ class Layout:
         return Layout(**by_row, **single, bias=bias, cache=Cache(layers=layers))
 
 
-class StaticDecoding(Decoding):
-    """Decodes one batch like `Decoding`, with fixed tensors."""
+class StaticDecoder(BatchDecoder):
+    """Decodes one batch like `BatchDecoder`, with fixed tensors."""
 
     def run(self, prompts: list[list[int]], seeds: Tensor) -> list[Completion]:
         """Decode until every row has stopped or used its budget; `seeds` (rows,) determine each row's draws."""
@@ -282,7 +282,7 @@ def static_difference(model: Any) -> str | None:
     prompts = [[number % rows for number in prompt] for prompt in ([3, 5, 7, 11], [2, 9])]
     sampling = Sampling(4, temperature=0)
     seeds = torch.zeros(2, dtype=torch.long, device=model.device)
-    own, fixed = Decoding(model, None, sampling), StaticDecoding(model, None, sampling)
+    own, fixed = BatchDecoder(model, None, sampling), StaticDecoder(model, None, sampling)
     try:
         ids, mask = left_padded(prompts, model.device)
         positions, cache = (mask.cumsum(-1) - 1).clamp(min=0), DynamicCache(config=model.config)

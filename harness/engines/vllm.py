@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from harness.engines.backend import EngineSite
+from harness.engines.child_processes import end_group
 from harness.engines.engine import Completion, Sampling
 from harness.errors import RunError
 from harness.lm.checkpoints import OWN_CODE
@@ -120,7 +121,7 @@ class VLLMEngine:
         self._connection.close()
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=10)
-        self._kill()
+        end_group(self._process)
 
     def _ask(self, name: str, **arguments: Any) -> Any:
         try:
@@ -143,7 +144,7 @@ class VLLMEngine:
             if (waited := time.monotonic() - since) >= STALLED_SECONDS:
                 processor_now = self._processor_seconds()
                 if processor_now - processor_before < STALLED_SHARE * waited:
-                    self._kill()
+                    end_group(self._process)
                     raise RunError(
                         f"vLLM's process did not answer {name!r} and did not compute for {waited:.0f} seconds, so it was "
                         f"ended; its output is in {self.site.log}, and the same command continues from the last snapshot"
@@ -170,15 +171,9 @@ class VLLMEngine:
             logged = CAUSE.search(log.read().decode("utf-8", errors="replace"))
         return f"{logged[1]}: {logged[2].strip()}" if logged else message
 
-    def _kill(self) -> int:
-        """Kill the process group, whose members may outlive the leader and keep memory; return the leader's status."""
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        return self._process.wait()
-
     def _exit_message(self) -> str:
         self._process.wait()
-        code = self._kill()
+        code = end_group(self._process)
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
         return (
             f"vLLM's process {how}, which happens when memory runs out or someone kills it; its output is in "

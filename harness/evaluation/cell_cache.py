@@ -34,9 +34,9 @@ class SharedCells:
 
     @contextmanager
     def locked(self, weights: str, profiles: Sequence[str] = ("",)) -> Generator[str]:
-        """Hold the lock on a checkpoint's cells of one profile, which the block gets: one that no other process works on.
+        """Lock one profile of a checkpoint and yield its name.
 
-        Two processes with the same checkpoint so evaluate different profiles. Where all are held, this waits for the first.
+        Processes with the same checkpoint thus evaluate different profiles. If all are locked, wait for the first.
         """
         names = {self.folder / f"{weights}.{profile or 'plain'}.lock": profile for profile in profiles}
         with first_free_lock(list(names)) as path:

@@ -186,7 +186,10 @@ def _logged_samples(
             raise failed from error
         raise
     if results is None or "samples" not in results:
-        raise TaskError(f"lm-eval returned no samples for {', '.join(task.name for task in tasks)}")
+        raise TaskError(
+            f"lm-eval returned no samples for {', '.join(task.name for task in tasks)}; check these tasks with `harness tasks "
+            "check`"
+        )
     return results["samples"]
 
 

@@ -142,10 +142,6 @@ class Renderer:
         bos = self.tokenizer.bos_token
         return not (bos and text.startswith(bos))
 
-    def encode_target(self, text: str, after: str = "") -> list[int]:
-        """Return an answer's ids, ended by the first stop token; `after` is the end of the prompt."""
-        return self.encode_targets([text], [after])[0]
-
     def encode_targets(self, texts: Sequence[str], after: Sequence[str]) -> list[list[int]]:
         """Return the ids of several answers, each ended by the first stop token; `after` are the ends of their prompts.
 

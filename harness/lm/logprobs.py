@@ -21,6 +21,8 @@ from harness.lm.packing import packed_inputs
 from harness.lm.rollouts import Batch
 from harness.lm.tiles import Head, ModelRows, Rows, wide
 
+SAMPLED_ROWS = 128
+
 
 @dataclass(frozen=True)
 class LogProbs:
@@ -127,9 +129,9 @@ def top_ids(hidden: Tensor, head: Head, k: int) -> Tensor:
         return head.logits(hidden.to(head.weight.dtype)).topk(k, dim=-1).indices
 
 
-def sampled_rows(count: int, at_most: int = 128) -> slice:
-    """Return at most `at_most` evenly spaced positions of `count`, for diagnostics too expensive at every position."""
-    return slice(None, None, max(1, -(-count // at_most)))
+def sampled_rows(count: int) -> slice:
+    """Return at most SAMPLED_ROWS evenly spaced positions of `count`, for diagnostics too expensive at every position."""
+    return slice(None, None, max(1, -(-count // SAMPLED_ROWS)))
 
 
 @dataclass(frozen=True)

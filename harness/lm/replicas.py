@@ -19,7 +19,7 @@ from harness.lm.completions import AnswerError
 
 Result = TypeVar("Result")
 RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504})  # HTTP statuses
-SHOWN = 200  # characters of a server's error message
+QUOTED_CHARACTERS = 200  # characters of a server's error message
 log = logging.getLogger(__name__)
 
 
@@ -169,7 +169,7 @@ def _message(response: httpx.Response) -> str:
     with suppress(ValueError, AttributeError):
         answer = json.loads(text)
         text = str(answer.get("error", {}).get("message") or answer.get("message") or answer)
-    return " ".join(text.split())[:SHOWN]
+    return " ".join(text.split())[:QUOTED_CHARACTERS]
 
 
 def _retry_after(response: httpx.Response) -> float:

@@ -85,7 +85,7 @@ def _printed(template: str) -> list[str]:
     try:
         body = env.parse(template).body
     except TemplateError as error:
-        raise TaskError(f"not a valid template ({error}): {template!r}") from error
+        raise TaskError(f"not a valid Jinja template ({error}): {template!r}; correct it in the task's file") from error
     outputs = [part for node in body if isinstance(node, nodes.Output) for part in node.nodes]
     while any(isinstance(part, nodes.Filter) for part in outputs):
         outputs = [part.node if isinstance(part, nodes.Filter) else part for part in outputs]

@@ -18,6 +18,7 @@ from lm_eval.tasks._index import Entry, Kind
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from harness.config.base import is_list, is_mapping
+from harness.config.read_yaml import describe_yaml_error
 from harness.errors import TaskError
 from harness.rundir.store import is_run_directory
 
@@ -67,14 +68,15 @@ def read_task_file(path: Path) -> dict[str, Any]:
     try:
         return load_yaml(path, resolve_func=False)
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" line {mark.line + 1}" if mark else ""
-        problem = " ".join(str(getattr(error, "problem", None) or error).split())
-        raise TaskError(f"{path}{line}: not valid YAML ({problem})") from error
+        raise TaskError(describe_yaml_error(path, error)) from error
     except FileNotFoundError as error:
-        raise TaskError(f"{path}: includes {error.filename}, which does not exist") from error
+        raise TaskError(
+            f"{path}: includes {error.filename}, which does not exist; correct the path, which is relative to this file"
+        ) from error
     except OSError as error:
-        raise TaskError(f"{path}: {error.filename} cannot be read ({error.strerror})") from error
+        raise TaskError(
+            f"{path}: {error.filename} cannot be read ({error.strerror}); expected a readable YAML file"
+        ) from error
     except ValueError as error:
         raise TaskError(f"{path}: {error}") from error
 

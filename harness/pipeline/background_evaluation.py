@@ -31,7 +31,10 @@ class BackgroundEvaluations:
         self._pending: tuple[StageFolder, Path, str] | None = None
 
     def after(self, folder: StageFolder, checkpoint: Path, stage: PlannedStage) -> bool:
-        """Evaluate a trained stage here and return True, or start that elsewhere; the last stage is evaluated here."""
+        """Evaluate a trained stage.
+
+        Returns False where another process was asked to; the last stage is always evaluated here.
+        """
         spec, when = self.evaluator.spec, f"after {stage.name}"
         if self.begin is not None and stage.index < len(spec.stages) and self.begin(spec, stage.index):
             self._pending = folder, checkpoint, when
@@ -57,7 +60,7 @@ def evaluate_in_background(spec: RunSpec, index: int, report: Report) -> None:
     stage = resources.spec.stages[index - 1]
     folder = store.stage(index, stage.name)
     if (done := folder.training_done) is None:
-        raise RunError(f"{folder.path} is not trained yet, so it cannot be evaluated")
+        raise RunError(f"{folder.path} is not trained yet, so it cannot be evaluated; continue its run first")
     resources.weights |= {"start": resources.verify(resources.start, "start"), f"stage_{index}": done.weights}
     resources.files[f"stage_{index}"] = done.files
     with _lock_of(folder), closing(resources.engines):

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from harness.adapter import Adapter, make_adapter
+from harness.adapter import Adapter, make_adapter, trainer_of, uses_teacher
 from harness.config.base import digest
 from harness.config.models import Model
 from harness.config.run_spec import PlannedStage, RunSpec
@@ -75,10 +75,6 @@ class RunResources:
         self.teachers = TeacherPool(self.device, spec.path, self.checkpoint_of)
         self.timer = Timer("models", "train", "evaluate", whole="total")
         self.memory = PeakMemory(self.device)
-
-    def adapter_of(self, stage: PlannedStage) -> Adapter:
-        """Return what trains a stage: its own adapter, else the method under test."""
-        return trainer_of(stage, self.adapter)
 
     @cached_property
     def evaluated(self) -> EvaluationPlan:
@@ -207,7 +203,7 @@ class RunResources:
 
         check_training_prompts(self.spec, self.tasks, context, longest)
         self._check_teacher_contexts(longest)
-        for sentence in cut_references(self.spec, stages_on_data(self.spec, self.adapter), self.tasks, renderer):
+        for sentence in cut_references(self.spec, stages_on_data(self.spec), self.tasks, renderer):
             self.warn(sentence)
 
     def _check_processes(self) -> None:
@@ -219,15 +215,15 @@ class RunResources:
             )
 
     def _check_teachers(self) -> None:
-        refuse_teachers(self.spec, self.adapter)
+        refuse_teachers(self.spec)
         for stage in self.spec.stages:
-            if stage.teacher is not None and self.adapter_of(stage).requirements.teacher != "none":
+            if stage.teacher is not None and uses_teacher(self.spec, stage):
                 self.teachers.check(stage.teacher)
 
     def _check_teacher_contexts(self, longest: Longest) -> None:
         """Refuse a teacher that cannot read the longest training prompt together with its response."""
         for stage in self.spec.stages:
-            if stage.teacher is None or self.adapter_of(stage).requirements.teacher == "none":
+            if stage.teacher is None or not uses_teacher(self.spec, stage):
                 continue
             answer = stage.training.max_new_tokens
             for name in stage.trains:
@@ -242,7 +238,7 @@ class RunResources:
 
     def _check_top_k(self) -> None:
         tokens = vocabulary_of(self.start)
-        if (top_k := max(self.adapter_of(stage).requirements.top_k for stage in self.spec.stages)) > tokens:
+        if (top_k := max(trainer_of(self.spec, stage).requirements.top_k for stage in self.spec.stages)) > tokens:
             raise ConfigError(
                 f"adapters.{self.spec.entry}: top_k is {top_k}, but the vocabulary has {tokens} tokens; lower top_k"
             )
@@ -286,20 +282,15 @@ def _stage_record(stage: PlannedStage) -> StageRecord:
     return StageRecord(name=stage.name, trains=stage.trains, steps=stage.training.steps, **own)
 
 
-def trainer_of(stage: PlannedStage, method: Adapter) -> Adapter:
-    """Return what trains a stage: its own adapter, else the method under test."""
-    return make_adapter(str(stage.adapter.adapter), stage.adapter) if stage.own_adapter else method
-
-
-def stages_on_data(spec: RunSpec, method: Adapter) -> list[str]:
+def stages_on_data(spec: RunSpec) -> list[str]:
     """Return the names of the stages that train on the tasks' references."""
-    return [stage.name for stage in spec.stages if "data" in trainer_of(stage, method).capabilities.trains_on]
+    return [stage.name for stage in spec.stages if "data" in trainer_of(spec, stage).capabilities.trains_on]
 
 
-def refuse_teachers(spec: RunSpec, adapter: Adapter) -> None:
+def refuse_teachers(spec: RunSpec) -> None:
     """Raise `ConfigError` for a stage whose teacher cannot return what its adapter needs; contacts no teacher."""
     for stage in spec.stages:
-        asked = trainer_of(stage, adapter).requirements
+        asked = trainer_of(spec, stage).requirements
         if stage.teacher is not None and asked.teacher != "none":
             request = TeacherRequest(top_k=asked.top_k, entropy=asked.entropy)
             refuse_request(stage.teacher, asked.teacher, request, stage.training.temperature)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 
+from harness.adapter import uses_teacher
 from harness.config.models import Pretrained, Scratch
 from harness.errors import HarnessError
 from harness.evaluation.cell_cache import CellResult, SharedCells
@@ -30,7 +31,7 @@ def score_teacher(resources: RunResources, folder: StageFolder) -> None:
     if not isinstance(teacher, Pretrained | Scratch) or not resources.suite.evaluation.teacher:
         return
     names = [*resources.tasks, *(name for name, group in resources.evaluated.groups.items() if not group.profile)]
-    used = any(resources.adapter_of(stage).requirements.teacher != "none" for stage in resources.spec.stages)
+    used = any(uses_teacher(resources.spec, stage) for stage in resources.spec.stages)
     if not used or all(map(folder.evaluated, names)):
         return
     try:

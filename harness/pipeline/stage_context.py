@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from harness.adapter import StageContext
+from harness.adapter import StageContext, trainer_of
 from harness.config.run_spec import PlannedStage
 from harness.config.teacher_settings import Needs
 from harness.config.training import Training
@@ -24,8 +24,8 @@ from harness.lm.ranks import current_ranks
 from harness.lm.rollouts import Example
 from harness.lm.seeding import derive_seed
 from harness.pipeline.resources import RunResources
-from harness.rundir.files import as_record, json_line
-from harness.rundir.process.progress import SHOWN, Counter
+from harness.rundir.files import STEPS, as_record, json_line
+from harness.rundir.process.progress import METRIC_NAMES, Counter
 from harness.rundir.process.trackers import Log
 from harness.rundir.records.training_records import StepLine
 from harness.rundir.stage_folder import cell_name
@@ -65,7 +65,7 @@ class ContextBuilder:
         """
         training, index, several = stage.training, stage.index, current_ranks().size > 1
         tasks = {name: self.resources.tasks[name] for name in stage.trains}
-        requirements = self.resources.adapter_of(stage).requirements
+        requirements = trainer_of(self.spec, stage).requirements
         past = self._past(index)
         teacher = self._teacher(stage, requirements.teacher, student)
         inputs = {"checkpoint": weights, "teacher": teacher.identity if teacher else ""}
@@ -82,7 +82,7 @@ class ContextBuilder:
             seed=derive_seed(self.spec.seed, "stage", index, stage.name),
             device=self.resources.device,
             folder=folder,
-            log=_step_log(folder / "steps.jsonl", progress, self.resources.track, self.spec.steps_before(index)),
+            log=_step_log(folder / STEPS, progress, self.resources.track, self.spec.steps_before(index)),
             warn=self.resources.warn,
             snapshots=shared_snapshots(FileSnapshots(folder, minutes, inputs, stop, uploads)),
             keep=keep,
@@ -164,7 +164,7 @@ def _step_log(path: Path, progress: Counter, track: Log, before: int) -> Callabl
         line = as_record(step, StepLine, "a step that the trainer logged")
         with path.open("a", encoding="utf-8") as file:
             file.write(json_line(line.as_json()))
-        figures = {name: figure for name in ("loss", *SHOWN) if (figure := getattr(line, name)) is not None}
+        figures = {name: figure for name in ("loss", *METRIC_NAMES) if (figure := getattr(line, name)) is not None}
         progress.reach(line.step + 1, figures)
         track({"train": step}, before + line.step)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
 
@@ -19,9 +18,10 @@ from harness.lmeval.task_files import read_task_file
 from harness.lmeval.traps import traps
 from harness.lmeval.trial import GradeCheck, describe_items, try_task
 from harness.pipeline.build.scratch_tokenizer import byte_tokenizer
+from harness.terminal.console import SafeConsole
 
 
-def check_task(console: Console, name: str, include: Sequence[Path], data: Sequence[str]) -> bool:
+def check_task(console: SafeConsole, name: str, include: Sequence[Path], data: Sequence[str]) -> bool:
     """Print a task's prompts, grades and traps; return whether its grader tells right from wrong.
 
     `data` holds NAME=PATH pairs of local records. Raises `ConfigError` for a pair or file that cannot be used, and
@@ -33,7 +33,7 @@ def check_task(console: Console, name: str, include: Sequence[Path], data: Seque
     # No model is given, so prompts are shown in ChatML.
     tried = try_task(task, Renderer(byte_tokenizer(), Chat(template="chatml")))
     passed = [_show(console, task, split, grades) for split, grades in tried.items()]
-    console.print(describe_items(task), markup=False, highlight=False)
+    console.say(describe_items(task), wrap=True)
     found = list(traps(task))
     for trap in found:
         console.print(f"[yellow]trap:[/] {escape(trap)}", highlight=False)
@@ -58,7 +58,7 @@ def _find(name: str, include: Sequence[Path], data: Sequence[str]) -> Task:
     return TaskLibrary([*include, Path(name).resolve().parent], paths).load(task_name)
 
 
-def _show(console: Console, task: Task, split: str, grades: GradeCheck) -> bool:
+def _show(console: SafeConsole, task: Task, split: str, grades: GradeCheck) -> bool:
     body = f"{escape(grades.prompt)}[bold green]{escape(grades.target)}[/]"
     console.print(Panel(body, title=f"{task.name}: {split} prompt and reference, in ChatML", title_align="left"))
     spoiled = ", ".join(f"{name} {score:g}" for name, score in grades.spoiled.items())

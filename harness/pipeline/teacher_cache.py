@@ -7,6 +7,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.adapter import trainer_of
 from harness.config.run_spec import PlannedStage, RunSpec
 from harness.errors import ConfigError
 from harness.lm.checkpoints import Loaded, load_checkpoint
@@ -42,7 +43,7 @@ def fill_cache(spec: RunSpec, runs: Sequence[Path], report: Report) -> list[Fill
 
 def _fill(spec: RunSpec, runs: Sequence[Path], report: Report) -> list[FilledStage]:
     resources = RunResources(spec, report)
-    refuse_teachers(spec, resources.adapter)
+    refuse_teachers(spec)
     student = load_checkpoint(resources.start, spec.suite.student, resources.device)
     filled: list[FilledStage] = []
     with closing(resources.teachers):
@@ -52,7 +53,7 @@ def _fill(spec: RunSpec, runs: Sequence[Path], report: Report) -> list[FilledSta
                 raise ConfigError(
                     f"stage {stage.name} has no teacher of kind cache; expected teacher: {{kind: cache, path: FILE, of: ...}}"
                 )
-            asked = resources.adapter_of(stage).requirements
+            asked = trainer_of(spec, stage).requirements
             request = TeacherRequest(top_k=max(1, asked.top_k), entropy=asked.entropy)
             responses = [*_references(resources, stage, student), *_rollouts(resources, stage, student, runs)]
             before, progress = teacher.misses, Counter(report, spec.label, f"score {stage.name}", len(responses))

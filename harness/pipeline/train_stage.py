@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import distributed
 
-from harness.adapter import Adapter, StageContext
+from harness.adapter import Adapter, StageContext, trainer_of
 from harness.config.base import digest
 from harness.config.models import Model
 from harness.config.run_spec import PlannedStage, RunSpec, identity_of
@@ -30,7 +30,7 @@ from harness.pipeline.processes.launched_ranks import launched_processes
 from harness.pipeline.processes.rank_processes import several_processes
 from harness.pipeline.resources import RunResources
 from harness.pipeline.stage_context import ContextBuilder
-from harness.rundir.files import CURVE, file_digest, full_disk_named, sync_tree, write_sealed
+from harness.rundir.files import CURVE, DONE, ROLLOUTS, STEPS, file_digest, full_disk_named, sync_tree, write_sealed
 from harness.rundir.process.progress import silent
 from harness.rundir.process.session import this_session
 from harness.rundir.records.training_records import DoneFile
@@ -43,7 +43,7 @@ from harness.rundir.training.rollout_log import RolloutLog, keep_nothing
 from harness.rundir.training.snapshots import FileSnapshots
 from harness.teachers.teacher import OpenTeacher
 
-LOGS = ("steps.jsonl", CURVE, "rollouts.parquet")  # files of a stage whose digests done.json holds
+LOGS = (STEPS, CURVE, ROLLOUTS)  # files of a stage whose digests done.json holds
 
 
 class StageTrainer:
@@ -96,14 +96,14 @@ class StageTrainer:
         context = self.contexts.build(stage, folder, student, weights, engine, keep_nothing)
         seed_global_generators(context.seed)
         with tf32(context.training.tf32):
-            self.resources.adapter_of(stage).train_stage(
+            trainer_of(self.spec, stage).train_stage(
                 replace(context, log=lambda _: None, warn=lambda _: None, measure=lambda _: None)
             )
 
     def _train(self, folder: StageFolder, stage: PlannedStage, checkpoint: Path, before: str) -> DoneFile:
         """Train a stage from its snapshot or its beginning, and write `done.json` last; `before` names the checkpoint."""
         self.remote.fetch_snapshot(folder, self.resources.warn)
-        train, adapter = folder.open_training(), self.resources.adapter_of(stage)
+        train, adapter = folder.open_training(), trainer_of(self.spec, stage)
         weights = self.resources.verify(checkpoint, before)
         uploads = self.remote.uploads(folder, self.resources.warn)
         snapshots = snapshots_at_once(self.suite)
@@ -124,7 +124,7 @@ class StageTrainer:
         sync_tree(train)
         logs = {name: file_digest(train / name) for name in LOGS if (train / name).is_file()}
         done = done.model_copy(update={"logs": logs, "before": weights})
-        write_sealed(train / "done.json", done)
+        write_sealed(train / DONE, done)
         FileSnapshots(train, None).clear()
         rollouts.clear()
         return done
@@ -160,7 +160,7 @@ class StageTrainer:
     def _processes(self, stage: PlannedStage, checkpoint: Path, weights: str) -> AbstractContextManager[None]:
         """Return a block in which the suite's number of processes train a stage, where its adapter trains in several."""
         count = self.suite.parallel.processes
-        if count == 1 or not self.resources.adapter_of(stage).capabilities.distributes:
+        if count == 1 or not trainer_of(self.spec, stage).capabilities.distributes:
             return nullcontext()
         follow = partial(_follow, self.spec, stage.index, checkpoint, weights)
         if distributed.is_torchelastic_launched():

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from harness.errors import HarnessError, RunError
-from harness.rundir.files import RESULTS, SAMPLES, check_samples, file_digest, read_results
+from harness.rundir.files import CURVE, DONE, RESULTS, SAMPLES, STEPS, check_samples, file_digest, read_results
 from harness.rundir.reader import RunDir, read_parquet
 from harness.rundir.records.cell_records import CellRecord, CellSummary, DriftSummary
 from harness.rundir.records.training_records import DoneFile
@@ -23,7 +23,7 @@ DAMAGED = "damaged"  # folder of a run to which a repair moves files
 # Returns the digests of a checkpoint's folder by name: first of its weights, then of its other files.
 Digests = Callable[[Path], Mapping[str, str]]
 Remedy = Literal["evaluate", "train", "restore"]
-_READ = ("steps.jsonl", "curve.jsonl")  # logs of a stage that reports read
+_READ = (STEPS, CURVE)  # logs of a stage that reports read
 REMEDIES: dict[Remedy, str] = {
     "evaluate": "the run's command evaluates it again",
     "train": "the run's command trains the stage again, and refuses weights that differ from the recorded ones",
@@ -93,13 +93,13 @@ def _training(run: RunDir, index: int, folder: StageFolder, weights: str, digest
         return
     if done is None:
         if finished:
-            yield Fault(train, f"{train / 'done.json'} is missing from a finished run", "train", missing=True)
+            yield Fault(train, f"{train / DONE} is missing from a finished run", "train", missing=True)
         return
     if weights and done.weights not in ("", weights):
-        yield Fault(train, _other_weights(train / "done.json", done.weights, weights), "train")
+        yield Fault(train, _other_weights(train / DONE, done.weights, weights), "train")
     begun = run.manifest.weights.get(f"stage_{index - 1}" if index > 1 else "start", "")
     if begun and done.before and done.before != begun:
-        yield Fault(train, f"{train / 'done.json'} began with the weights {done.before}, expected {begun}", "train")
+        yield Fault(train, f"{train / DONE} began with the weights {done.before}, expected {begun}", "train")
     for name, digest in done.logs.items() if digests else [log for log in done.logs.items() if log[0] in _READ]:
         if not (train / name).is_file():
             yield Fault(train, f"{train / name} is missing from a trained stage", "train", missing=True)

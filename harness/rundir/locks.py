@@ -14,25 +14,25 @@ from filelock import FileLock, Timeout
 from harness.errors import RunError
 
 # An evaluation of a large model holds its lock for hours; a process that holds one for longer hangs.
-LONGEST_WAIT = 24 * 3600.0
+LONGEST_WAIT = 24 * 3600.0  # seconds
 NO_FLOCK = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOLCK)
 
 
 @contextmanager
-def waiting_lock(path: Path, seconds: float = LONGEST_WAIT) -> Generator[None]:
-    """Hold the lock file `path` in the block, after waiting up to `seconds` for another process that holds it.
+def waiting_lock(path: Path) -> Generator[None]:
+    """Hold the lock file `path` in the block, after waiting up to LONGEST_WAIT for another process that holds it.
 
     Raises `RunError` after that time, and on a file system without flock, where filelock would wait for ever.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     refuse_without_flock(path.parent)
-    lock = FileLock(path, timeout=seconds)
+    lock = FileLock(path, timeout=LONGEST_WAIT)
     try:
         lock.acquire()
     except Timeout as error:
         raise RunError(
-            f"{path} is held by another process, for more than {seconds:g} seconds now; find that process (fuser {path}) and "
-            "end it if it hangs"
+            f"{path} is held by another process, for more than {LONGEST_WAIT:g} seconds now; find that process (fuser "
+            f"{path}) and end it if it hangs"
         ) from error
     try:
         yield

@@ -14,9 +14,10 @@ from pathlib import Path
 from harness.config.run_spec import PlannedStage
 from harness.config.suite import Checkpoints, Suite
 from harness.errors import RunError
-from harness.rundir.files import read_json, write_json, write_sealed
+from harness.rundir.files import DONE, read_json, write_json, write_sealed
 from harness.rundir.stage_folder import StageFolder
 from harness.rundir.store import read_manifest
+from harness.terminal.byte_sizes import show_bytes
 
 NEEDED_BY = "needed_by"  # folder next to a checkpoint, with a file for each run that started from it
 SNAPSHOT_SIZE = 3  # times the weights: the weights themselves and AdamW's two moments
@@ -36,13 +37,13 @@ def drop_checkpoints(
         if present is not None and own.resolve() == present.resolve():
             continue
         if done.kept:  # noted first, so that a checkpoint is never missing without a note
-            write_sealed(own.with_name("done.json"), done.model_copy(update={"kept": False}))
+            write_sealed(own.with_name(DONE), done.model_copy(update={"kept": False}))
         shutil.rmtree(own)
 
 
 def note_start(start: Path, run: Path) -> None:
     """Write next to another run's checkpoint that `run` started from it; do nothing for a start from elsewhere."""
-    if (start.parent / "done.json").is_file() and start.name == "checkpoint":
+    if (start.parent / DONE).is_file() and start.name == "checkpoint":
         name = hashlib.sha256(str(run.resolve()).encode()).hexdigest()[:16]
         (start.parent / NEEDED_BY).mkdir(exist_ok=True)
         write_json(start.parent / NEEDED_BY / f"{name}.json", {"run": str(run.resolve())})
@@ -62,14 +63,14 @@ def check_space(run: Path, start: Path, stage: str, snapshots: int) -> str:
     free = shutil.disk_usage(run).free
     if free < size:
         raise RunError(
-            f"stage {stage} leaves a checkpoint of about {_gib(size)}, and {run} has {_gib(free)} free; free some space, or "
-            "set checkpoints.keep=last, and run the same command to continue"
+            f"stage {stage} leaves a checkpoint of about {show_bytes(size)}, and {run} has {show_bytes(free)} free; free "
+            "some space, or set checkpoints.keep=last, and run the same command to continue"
         )
     needed = size * (1 + snapshots * SNAPSHOT_SIZE)
     if snapshots and free < needed:
         return (
-            f"stage {stage} takes up to {_gib(needed)} with its snapshots, and {run} has {_gib(free)} free; free some space, "
-            "or set snapshot_minutes=null to do without snapshots"
+            f"stage {stage} takes up to {show_bytes(needed)} with its snapshots, and {run} has {show_bytes(free)} free; free "
+            "some space, or set snapshot_minutes=null to do without snapshots"
         )
     return ""
 
@@ -81,7 +82,3 @@ def _needed(folder: StageFolder) -> bool:
         if manifest is None or not manifest.finished:
             return True
     return False
-
-
-def _gib(size: float) -> str:
-    return f"{size / 2**30:.2f} GiB"

@@ -7,7 +7,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.rundir.files import SNAPSHOT, read_record, read_results, written
+from harness.rundir.files import DONE, SNAPSHOT, STEPS, read_record, read_results, written
 from harness.rundir.records.training_records import DoneFile
 
 
@@ -31,12 +31,12 @@ class StageFolder:
     @property
     def step_log(self) -> Path:
         """The file with one line per training step."""
-        return self.path / "train" / "steps.jsonl"
+        return self.path / "train" / STEPS
 
     @property
     def training_done(self) -> DoneFile | None:
         """What the finished training recorded, or None while it is not finished."""
-        return read_record(self.path / "train" / "done.json", DoneFile)
+        return read_record(self.path / "train" / DONE, DoneFile)
 
     def cell(self, task: str) -> Path:
         """Return the folder of a task's evaluation; under a further profile, `task` is a `cell_name`."""

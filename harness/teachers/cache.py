@@ -21,9 +21,9 @@ from harness.lm.checkpoints import Loaded
 from harness.lm.logprobs import TeacherRequest, TeacherScores
 from harness.lm.rollouts import Batch
 from harness.teachers.score_checks import ask
-from harness.teachers.score_store import ScoreStore, StoredScores, follows_autocast, identity_of, sequence_key
+from harness.teachers.score_store import ScoreStore, StoredScores, follows_autocast, sequence_key, teacher_identity
 from harness.teachers.sub_batches import part_of, put_together
-from harness.teachers.teacher import Needs, OpenTeacher, TeacherKind, TeacherSite
+from harness.teachers.teacher import Needs, OpenTeacher, TeacherKind, TeacherSite, refuse_behind
 
 log = logging.getLogger(__name__)
 
@@ -41,13 +41,8 @@ class Cache(TeacherKind):
 
     def refuse(self, request: TeacherRequest, temperature: float) -> None:
         """Raise `ConfigError` for a request that the teacher behind the cache cannot serve."""
-        if not isinstance(self.of, TeacherKind):
-            return
-        if request.entropy and not self.of.gives_entropy:
-            raise ConfigError(
-                f"the adapter needs the teacher's entropy, which a teacher of kind {self.of.kind!r} cannot give"
-            )
-        self.of.refuse(request, temperature)
+        if isinstance(self.of, TeacherKind):
+            refuse_behind(self.of, request, temperature)
 
     def check(self) -> None:
         """Raise `ConfigError` if there is neither a teacher nor a file with the scores of one."""
@@ -81,7 +76,7 @@ class Cache(TeacherKind):
                 "two"
             )
         known = store.teachers() if probe else {}
-        others = {each: known[each] for each in known if identity_of(each) == teacher.identity and each != name}
+        others = {each: known[each] for each in known if teacher_identity(each) == teacher.identity and each != name}
         if others:
             log.warning(
                 "%s also holds %d responses that this teacher scored in a different or unknown precision (under %s); they are "
@@ -102,7 +97,7 @@ class Cache(TeacherKind):
             )
         if self.identity in known:
             return self.identity
-        chosen = [name for name in known if self.identity in ("", identity_of(name))]
+        chosen = [name for name in known if self.identity in ("", teacher_identity(name))]
         if len(chosen) == 1:
             return chosen[0]
         raise ConfigError(
@@ -123,7 +118,7 @@ class CachedTeacher(OpenTeacher):
     @property
     def identity(self) -> str:
         """The identity of the teacher that computed the scores."""
-        return identity_of(self.name)
+        return teacher_identity(self.name)
 
     def score(self, batch: Batch, request: TeacherRequest, temperature: float) -> TeacherScores:
         """See `Teacher`; raises `TrainingError` for missing responses if there is no teacher behind the cache."""

@@ -19,7 +19,7 @@ from harness.lm.checkpoints import Loaded
 from harness.lm.logprobs import TeacherRequest, TeacherScores
 from harness.lm.rollouts import Batch
 from harness.teachers.sub_batches import part_of, put_together
-from harness.teachers.teacher import Needs, OpenTeacher, TeacherKind, TeacherSite
+from harness.teachers.teacher import Needs, OpenTeacher, TeacherKind, TeacherSite, refuse_behind
 
 
 class Routed(TeacherKind):
@@ -47,11 +47,7 @@ class Routed(TeacherKind):
     def refuse(self, request: TeacherRequest, temperature: float) -> None:
         """Raise `ConfigError` for a request that one of the teachers cannot serve."""
         for kind in self._kinds:
-            if request.entropy and not kind.gives_entropy:
-                raise ConfigError(
-                    f"the adapter needs the teacher's entropy, which a teacher of kind {kind.kind!r} cannot give"
-                )
-            kind.refuse(request, temperature)
+            refuse_behind(kind, request, temperature)
 
     def check(self) -> None:
         """Raise an error if one of the teachers is not available; see `TeacherKind`."""

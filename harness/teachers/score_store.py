@@ -64,7 +64,7 @@ def sequence_key(prompt: Sequence[int], response: Sequence[int], temperature: fl
     return hashlib.sha256(json.dumps([prompt, response, temperature, precision]).encode()).hexdigest()
 
 
-def identity_of(name: str) -> str:
+def teacher_identity(name: str) -> str:
     """Return the identity of the teacher whose rows have this name."""
     return name.partition(SERVED)[0]
 
@@ -97,7 +97,7 @@ class ScoreStore:
             database.execute("BEGIN IMMEDIATE")  # so that two processes do not add one server twice
             known = database.execute("SELECT teacher, scores FROM probes ORDER BY teacher").fetchall()
             for name, scores in known:
-                if identity_of(name) == teacher and _mean_difference(json.loads(scores), probe) <= SAME:
+                if teacher_identity(name) == teacher and _mean_difference(json.loads(scores), probe) <= SAME:
                     return name
             own = hashlib.sha256(json.dumps(list(probe)).encode()).hexdigest()[:8]
             name = f"{teacher}{SERVED}{own}{PARTLY * partly}"

@@ -115,3 +115,13 @@ class TeacherKind(TeacherSettings, ABC):
     @abstractmethod
     def open(self, student: Loaded, site: TeacherSite) -> OpenTeacher:
         """Return the teacher for this student; raises `ModelError` if their vocabularies differ."""
+
+
+def refuse_behind(kind: TeacherKind, request: TeacherRequest, temperature: float) -> None:
+    """Raise `ConfigError` for a request that a teacher behind another one cannot serve."""
+    if request.entropy and not kind.gives_entropy:
+        raise ConfigError(
+            f"the adapter needs the teacher's entropy, which a teacher of kind {kind.kind!r} cannot give; name a model in its "
+            "place (kind: pretrained), or use another adapter"
+        )
+    kind.refuse(request, temperature)

@@ -24,9 +24,9 @@ class SafeConsole(Console):
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=show_hidden(segment.text))
 
-    def say(self, text: Any) -> None:
-        """Print text as it is: no markup, no colours, no line breaks at the terminal's edge."""
-        self.print(str(text), markup=False, highlight=False, emoji=False, soft_wrap=True)
+    def say(self, text: Any, wrap: bool = False) -> None:
+        """Print text as it is, without markup and colours; with `wrap`, broken between words at the terminal's edge."""
+        self.print(str(text), markup=False, highlight=False, emoji=False, soft_wrap=not wrap)
 
 
 @contextmanager

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 
 from harness.config.suite import Suite
 from harness.rundir.reader import RunDir
 from harness.rundir.registered_claims import configurations_of, covers
 from harness.rundir.schema import RegisteredClaims
+from harness.rundir.store import now
 from reports.claims.claim_file import ClaimFile
 from reports.claims.planned_looks import describe_looks, judged_runs
 from reports.formatting import format_count
@@ -16,14 +16,14 @@ from reports.formatting import format_count
 
 def registrations_of(file: ClaimFile, suites: Sequence[Suite]) -> list[RegisteredClaims]:
     """Return the registration of a claims file for each suite, made now."""
-    now = datetime.now(UTC).isoformat(timespec="seconds")
+    when = now()
     return [
         RegisteredClaims(
             title=file.title,
             claims=file.digest,
             suite=suite.name,
             configurations=configurations_of(suite),
-            when=now,
+            when=when,
             seeds=suite.seeds,
             looks=suite.planned_looks,
         )

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.rundir.locks import is_held
-from harness.rundir.process.progress import SHOWN, sparkline
+from harness.rundir.process.progress import METRIC_NAMES, sparkline
 from harness.rundir.reader import RunDir, find_runs
 from harness.rundir.records.training_records import StepLine
 from harness.rundir.store import LOCK
@@ -84,7 +84,7 @@ def status(run: RunDir, now: float | None = None) -> Status:
         done=len(present),
         total=total,
         seconds_left=None if stopped else _seconds_left(present, total),
-        figures={name: [v for line in everything if (v := getattr(line, name)) is not None] for name in SHOWN},
+        figures={name: [v for line in everything if (v := getattr(line, name)) is not None] for name in METRIC_NAMES},
         warnings=sum(len(line.warnings or ()) for line in everything),
         idle_seconds=idle,
         finished=bool(run.manifest.finished),
@@ -94,12 +94,12 @@ def status(run: RunDir, now: float | None = None) -> Status:
 
 def view(statuses: Sequence[Status]) -> FittedTable:
     """Return one row per run: stage, progress, steps, time left, and each figure's last value and sparkline."""
-    figures = [name for name in SHOWN if any(found.figures[name] for found in statuses)]
+    figures = [name for name in METRIC_NAMES if any(found.figures[name] for found in statuses)]
     table = Table(title="runs", title_justify="left")
-    for name in ("run", "now", "progress", "steps", "left", *(SHOWN[name] for name in figures)):
+    for name in ("run", "now", "progress", "steps", "left", *(METRIC_NAMES[name] for name in figures)):
         table.add_column(name, no_wrap=name not in {"run", "now"}, overflow="fold")
     for name in figures:
-        table.add_column(f"{SHOWN[name]} over time", no_wrap=True)
+        table.add_column(f"{METRIC_NAMES[name]} over time", no_wrap=True)
     table.add_column("written", no_wrap=True)
     for found in statuses:
         table.add_row(
@@ -112,8 +112,8 @@ def view(statuses: Sequence[Status]) -> FittedTable:
             *(sparkline(found.figures[name]) for name in figures),
             "" if found.finished else f"{clock(found.idle_seconds)} ago",
         )
-    courses = [f"{SHOWN[name]} over time" for name in reversed(figures)]
-    values = [SHOWN[name] for name in reversed(figures)]
+    courses = [f"{METRIC_NAMES[name]} over time" for name in reversed(figures)]
+    values = [METRIC_NAMES[name] for name in reversed(figures)]
     return FittedTable(table, [*courses, "progress", *values, "written"])
 
 

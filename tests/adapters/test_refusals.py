@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from adapters.loop.training_loop import LoopAdapter
-from adapters.opd import OPD
 from harness.adapter import make_adapter
 from harness.config.load import load_suite
 from harness.config.run_spec import RunSpec
@@ -107,12 +106,6 @@ def test_several_updates_without_a_ratio_are_warned_of(recorder: type[Recorder])
     (sentence,) = warnings_of()
     assert "updates_per_rollout is 2 and clip is null" in sentence
     assert warnings_of(clip=0.2) == []
-
-
-@pytest.mark.parametrize(("name", "use"), [("wanted", "teacher_request"), ("on_policy", "sources")])
-def test_an_adapter_of_an_earlier_contract_is_refused(name: str, use: str):
-    with pytest.raises(ConfigError, match=f"defines `{name}`, which has no effect; use `{use}`"):
-        type("Old", (OPD,), {name: None, "__module__": __name__, "__annotations__": {name: "ClassVar[Any]"}})
 
 
 def _strange(_: Any) -> None:

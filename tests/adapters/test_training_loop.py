@@ -301,4 +301,4 @@ def test_a_rewards_grader_sees_what_the_evaluations_sees_the_answer_up_to_the_fi
     item = Example("made_up", "0", doc, [], [])
     assert task.generation["until"] == ["\n"]
     for answer, worth in ((doc["target"], 1.0), (f"{doc['target']}\nThe end.", 1.0), (f"no\n{doc['target']}", 0.0)):
-        assert ctx.reward(Rollout(item, renderer.encode_target(answer), "stop")) == worth, answer
+        assert ctx.reward(Rollout(item, renderer.encode_targets([answer], [""])[0], "stop")) == worth, answer

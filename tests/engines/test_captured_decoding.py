@@ -65,12 +65,12 @@ def test_new_weights_are_those_of_the_next_call(monkeypatch: pytest.MonkeyPatch)
 def test_a_step_that_cannot_be_captured_runs_all_the_same(monkeypatch: pytest.MonkeyPatch):
     model, sampling = qwen3(seed=3, tie=False).double().to("cuda"), Sampling(20, temperature=0)
     expected = answers(model, sampling, set(), monkeypatch)
-    original = static_decoding.StaticDecoding._step
+    original = static_decoding.StaticDecoder._step
 
     def waiting(self: Any, layout: Any) -> None:
         original(self, layout)
         layout.step.item()
 
-    monkeypatch.setattr(static_decoding.StaticDecoding, "_step", waiting)
+    monkeypatch.setattr(static_decoding.StaticDecoder, "_step", waiting)
     with pytest.warns(UserWarning, match="cannot be captured"):
         assert answers(model, sampling, {"cuda"}, monkeypatch) == expected

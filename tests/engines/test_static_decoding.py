@@ -220,7 +220,7 @@ def test_where_fixed_tensors_would_not_do_the_cache_grows(
     kind: Any, config: Any, warned: bool, monkeypatch: pytest.MonkeyPatch
 ):
     model = random_model(kind, config)
-    monkeypatch.setattr(static_decoding.StaticDecoding, "run", lambda *_: pytest.fail("it was used"))
+    monkeypatch.setattr(static_decoding.StaticDecoder, "run", lambda *_: pytest.fail("it was used"))
     with warnings.catch_warnings(record=True) as given:
         warnings.simplefilter("always")
         ours, growing = both(model, Sampling(12, temperature=0), monkeypatch)
@@ -231,7 +231,7 @@ def test_where_fixed_tensors_would_not_do_the_cache_grows(
 def test_a_step_makes_no_tensor_that_outlives_it(monkeypatch: pytest.MonkeyPatch):
     """A graph holds addresses: after a step every tensor of a layout is where it was."""
     seen: list[tuple[int, ...]] = []
-    original = static_decoding.StaticDecoding._step
+    original = static_decoding.StaticDecoder._step
 
     def spy(self: Any, layout: Any) -> None:
         caches = [states for layer in layout.cache.layers for states in (layer.keys, layer.values)]
@@ -243,6 +243,6 @@ def test_a_step_makes_no_tensor_that_outlives_it(monkeypatch: pytest.MonkeyPatch
         )
         seen.append(addresses)
 
-    monkeypatch.setattr(static_decoding.StaticDecoding, "_step", spy)
+    monkeypatch.setattr(static_decoding.StaticDecoder, "_step", spy)
     both(MODELS["qwen3"](), Sampling(10, temperature=0), monkeypatch)
     assert len(seen) == 9

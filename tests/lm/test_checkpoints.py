@@ -166,7 +166,7 @@ def test_a_target_ends_with_the_stop_token_that_the_template_writes():
     tokenizer.eos_token = "<|endoftext|>"
     renderer = Renderer(tokenizer, Chat(template="chatml"), eos=[end, turn])
     assert renderer.stop_ids == (turn, end)
-    assert renderer.encode_target("5")[-1] == turn
+    assert renderer.encode_targets(["5"], [""])[0][-1] == turn
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.console import Console
 
 from harness.config.load import load_suite
 from harness.config.models import Scratch
@@ -20,10 +19,11 @@ from harness.config.run_spec import RunSpec
 from harness.config.suite import Suite
 from harness.lmeval.library import TaskLibrary
 from harness.lmeval.overlap import Split, compare_splits, normalised, read_split, stream_overlap
-from harness.pipeline.plan import print_plan
+from harness.pipeline.dry_run import print_dry_run
 from harness.pipeline.run import run
 from harness.rundir.process.progress import Display, Event
 from harness.rundir.records.overlap_record import Overlap, OverlapRow
+from harness.terminal.console import SafeConsole
 from tests.support.models import DOCS, micro_suite, write_task, write_yaml
 from tests.support.runs import vouch
 from tests.support.task_files import SHARED_DATA, needs_shared_data
@@ -223,7 +223,7 @@ def test_a_run_that_trains_on_test_prompts_says_so_and_goes_on(tmp_path: Path, c
 
 def test_runs_with_the_same_warning_say_it_once():
     text = io.StringIO()
-    with Display(Console(file=text, width=200, no_color=True)) as display:
+    with Display(SafeConsole(file=text, width=200, no_color=True)) as display:
         for name in ("tiny opd seed 0", "tiny aopd seed 0"):
             display(Event(name, "Test prompts [again]", warning=True))
     assert text.getvalue().count("warning: Test prompts [again]") == 1
@@ -232,7 +232,7 @@ def test_runs_with_the_same_warning_say_it_once():
 def planned(suite: Suite) -> str:
     text = io.StringIO()
     specs = [RunSpec(suite, entry, 0) for entry in ("opd", "none")]
-    print_plan(Console(file=text, width=200, no_color=True), specs)
+    print_dry_run(SafeConsole(file=text, width=200, no_color=True), specs)
     return text.getvalue()
 
 

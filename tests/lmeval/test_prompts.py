@@ -130,7 +130,7 @@ def test_stop_tokens_are_the_named_ones_or_eos():
     assert byte_renderer().stop_ids == (vocabulary["<|im_end|>"],)
     named = byte_renderer(Chat(template="chatml", stop=("<|endoftext|>", "<|im_end|>")))
     assert named.stop_ids == (vocabulary["<|endoftext|>"], vocabulary["<|im_end|>"])
-    assert named.encode_target("x")[-1] == vocabulary["<|endoftext|>"]
+    assert named.encode_targets(["x"], [""])[0][-1] == vocabulary["<|endoftext|>"]
 
 
 def test_unusable_chat_settings_are_refused():

@@ -21,15 +21,16 @@ from harness.config.run_spec import RunSpec
 from harness.config.suite import Suite
 from harness.config.training import Training
 from harness.engines.engine import Sampling
-from harness.engines.static_decoding import Layout, StaticDecoding
+from harness.engines.static_decoding import Layout, StaticDecoder
 from harness.evaluation.groups import load_evaluation_plan
 from harness.lm.trained.recompute import recomputed_layers
 from harness.lmeval.library import TaskLibrary
-from harness.pipeline.needs.evaluation_estimate import Asked, asked_by, evaluation_needs
-from harness.pipeline.needs.memory_estimate import ModelShape, shape_of, show_bytes, stage_needs
+from harness.pipeline.needs.evaluation_estimate import CellRequests, count_requests, evaluation_needs
+from harness.pipeline.needs.memory_estimate import ModelShape, shape_of, stage_needs
 from harness.pipeline.needs.probe import Probe, build_models, probe_run
 from harness.pipeline.needs.run_estimate import RunEstimate, estimate_run, make_fit
 from harness.rundir.reader import find_runs
+from harness.terminal.byte_sizes import show_bytes
 from tests.support.models import byte_renderer, micro_suite, write_task, write_yaml
 
 # Qwen3-8B: 8.19 billion parameters by its card.
@@ -103,7 +104,11 @@ def test_memory_of_large_runs_by_hand():
 
 def test_an_evaluation_s_needs_by_hand():
     shape = ModelShape(parameters=1000, vocabulary=50, hidden=8, layers=2, wide=16, queries=8, keys=4)
-    cells = {"sampled": Asked(20, 4, 10, 6), "greedy": Asked(3, 1, 5, 30), "scored": Asked(40, 1, 12, 0)}
+    cells = {
+        "sampled": CellRequests(20, 4, 10, 6),
+        "greedy": CellRequests(3, 1, 5, 30),
+        "scored": CellRequests(40, 1, 12, 0),
+    }
     needs = evaluation_needs(cells, shape, batch=32, width=2)
     assert needs.tokens == 20 * 4 * 6 + 3 * 30
     assert needs.flops == 2 * 1000 * (needs.tokens + 20 * 10 + 3 * 5 + 40 * 12)
@@ -130,12 +135,12 @@ def test_an_evaluation_asks_what_lm_eval_asks(tmp_path: Path):
     library = TaskLibrary([tmp_path])
     task = library.load("tiny_arithmetic")
     renderer = byte_renderer()
-    asked = asked_by(task, renderer, 4, 512)
+    asked = count_requests(task, renderer, 4, 512)
     longest = max(len(renderer.encode_prompt(task.render(doc, renderer))) for doc in task.test_docs(4))
-    assert asked == Asked(4, 1, longest, task.generation["max_gen_toks"])
+    assert asked == CellRequests(4, 1, longest, task.generation["max_gen_toks"])
     choosing = library.load("made_up")
     longest = len(renderer.encode_prompt(choosing.render(rows[0], renderer) + "monday"))
-    assert asked_by(choosing, renderer, 5, 512) == Asked(5 * 3, 1, longest, 0)
+    assert count_requests(choosing, renderer, 5, 512) == CellRequests(5 * 3, 1, longest, 0)
 
 
 def test_the_cache_of_an_evaluation_is_that_of_its_engine(student_folder: Path):
@@ -145,7 +150,7 @@ def test_the_cache_of_an_evaluation_is_that_of_its_engine(student_folder: Path):
     assert shape is not None
     held: list[int] = []
 
-    class Measured(StaticDecoding):
+    class Measured(StaticDecoder):
         def _step(self, layout: Layout) -> None:
             layers: list[Any] = layout.cache.layers
             tensors = [tensor for layer in layers for tensor in (layer.keys, layer.values)]
@@ -155,7 +160,7 @@ def test_the_cache_of_an_evaluation_is_that_of_its_engine(student_folder: Path):
     prompts = [[5, 6, 7, 8]] * 3
     with torch.no_grad():
         Measured(model, None, Sampling(28, temperature=0)).run(prompts, torch.zeros(3, dtype=torch.long))
-    assert max(held) == evaluation_needs({"a": Asked(3, 1, 4, 28)}, shape, 8, 4).memory["key-value cache"]
+    assert max(held) == evaluation_needs({"a": CellRequests(3, 1, 4, 28)}, shape, 8, 4).memory["key-value cache"]
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

@@ -13,8 +13,8 @@ from harness.evaluation.groups import load_evaluation_plan
 from harness.lmeval.library import TaskLibrary
 from harness.pipeline.needs.extrapolation import (
     CellPlan,
-    Measured,
     MeasuredCell,
+    MeasuredRun,
     MeasuredStage,
     RunPlan,
     StagePlan,
@@ -32,7 +32,7 @@ STAGES = {
     "calls": MeasuredStage(seconds=5.0, steps=[2.0, 1.0, 1.0, 1.0]),
 }
 CELL = {"sums": MeasuredCell(items=10, seconds=4.0, size=100.0, head=7.0)}
-SHORT = Measured(train=14.0, evaluate=15.0, total=31.0, stages=STAGES, cells=[CELL, CELL, CELL], teacher={})
+SHORT = MeasuredRun(train=14.0, evaluate=15.0, total=31.0, stages=STAGES, cells=[CELL, CELL, CELL], teacher={})
 PLAN = RunPlan(stages={"sums": StagePlan(100), "calls": StagePlan(50)}, cells={"sums": CellPlan(items=25)})
 
 
@@ -100,7 +100,7 @@ def test_what_methods_of_a_seed_share_is_counted_once():
 
 
 def test_a_method_that_trains_nothing_and_answers_again_takes_its_evaluation_of_the_start():
-    control = Measured(train=0.0, evaluate=5.0, total=6.0, stages={}, cells=[CELL, {}, {}], teacher={})
+    control = MeasuredRun(train=0.0, evaluate=5.0, total=6.0, stages={}, cells=[CELL, {}, {}], teacher={})
     found = extrapolate(control, PLAN)
     assert (found.train, found.stages) == (0, {})
     assert found.total == pytest.approx(6 + 6)

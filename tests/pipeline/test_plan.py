@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from harness.cli.task_commands import task_table
 from harness.config.load import load_suite
@@ -18,16 +17,17 @@ from harness.errors import ConfigError, TaskError
 from harness.lmeval.library import TaskLibrary
 from harness.lmeval.traps import traps as traps_of
 from harness.lmeval.trial import spoil
-from harness.pipeline.plan import print_plan
+from harness.pipeline.dry_run import print_dry_run
 from harness.pipeline.resources import RunResources
 from harness.pipeline.task_check import check_task
 from harness.rundir.process.progress import Event
+from harness.terminal.console import SafeConsole
 from tests.support.models import DOCS, TASK_FILE, micro_suite, write_task, write_yaml
 
 
-def wide_console() -> tuple[Console, io.StringIO]:
+def wide_console() -> tuple[SafeConsole, io.StringIO]:
     text = io.StringIO()
-    return Console(file=text, width=200, no_color=True), text
+    return SafeConsole(file=text, width=200, no_color=True), text
 
 
 def checked(name: str, include: Path | None = None) -> tuple[bool, str]:
@@ -194,7 +194,7 @@ def test_the_list_names_every_task_with_its_metric_and_file(tmp_path: Path):
 
 def plan(suite: Suite, *entries: str) -> str:
     console, text = wide_console()
-    print_plan(console, [RunSpec(suite, entry, 0) for entry in entries])
+    print_dry_run(console, [RunSpec(suite, entry, 0) for entry in entries])
     return text.getvalue()
 
 

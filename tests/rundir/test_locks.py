@@ -37,10 +37,11 @@ def test_a_file_system_without_locks_is_refused_in_a_sentence(held: bool, tmp_pa
             pass
 
 
-def test_a_lock_that_is_never_released_is_named(tmp_path: Path):
+def test_a_lock_that_is_never_released_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("harness.rundir.locks.LONGEST_WAIT", 0.2)
     path = tmp_path / "model.lock"
     other = FileLock(path, is_singleton=False)
-    with other, pytest.raises(RunError, match=rf"{path} is held by another process"), waiting_lock(path, 0.2):
+    with other, pytest.raises(RunError, match=rf"{path} is held by another process"), waiting_lock(path):
         pass
-    with waiting_lock(path, 0.2):
+    with waiting_lock(path):
         pass

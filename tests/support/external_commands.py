@@ -25,7 +25,7 @@ def stage(
     renderer = byte_renderer()
     size = len(renderer.tokenizer)
     examples = [
-        example(renderer.encode_prompt(prompt), renderer.encode_target(target), name)
+        example(renderer.encode_prompt(prompt), renderer.encode_targets([target], [""])[0], name)
         for name, (prompt, target) in ITEMS.items()
     ]
     training = {"steps": 2, "prompts_per_step": 3, "optimizer": {"lr": 1e-2}, **budget}

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from harness.config.load import load_suite
 from harness.config.run_spec import RunSpec
 from harness.errors import TaskError
-from harness.pipeline.plan import print_plan
+from harness.pipeline.dry_run import print_dry_run
 from harness.pipeline.task_check import check_task
+from harness.terminal.console import SafeConsole
 from tests.support.models import micro_suite, write_yaml
 
 PAGE = (Path(__file__).parents[2] / "docs" / "add-a-task.md").read_text(encoding="utf-8")
@@ -48,7 +48,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("name", ["capitals", "home_tools"])
 def test_the_pages_tasks_pass_the_check_without_a_trap(name: str, folder: Path):
-    console = Console(width=200, record=True)
+    console = SafeConsole(width=200, record=True)
     assert check_task(console, name, [folder], [])
     assert f"{name}: grader passes, 0 traps" in console.export_text()
 
@@ -56,8 +56,8 @@ def test_the_pages_tasks_pass_the_check_without_a_trap(name: str, folder: Path):
 def test_one_file_is_enough_for_a_stage_and_a_probe(folder: Path, tmp_path: Path):
     raw: dict[str, Any] = {**micro_suite(), "stages": ["capitals"], "probes": ["home_tools"], "include": [str(folder)]}
     suite = load_suite(str(write_yaml(tmp_path / "suite.yaml", raw)))
-    console = Console(width=200, record=True)
-    print_plan(console, [RunSpec(suite, "opd", 0, out=tmp_path / "runs")])
+    console = SafeConsole(width=200, record=True)
+    print_dry_run(console, [RunSpec(suite, "opd", 0, out=tmp_path / "runs")])
     printed = console.export_text()
     assert "capitals: 3 test items, 3 independent" in printed
     assert re.search(r"probe\W+home_tools", printed)
@@ -89,5 +89,5 @@ def test_a_mistake_in_the_file_is_one_sentence(found: str, written: str, sentenc
     assert found in text
     file.write_text(text.replace(found, written), encoding="utf-8")
     with pytest.raises(TaskError) as error:
-        check_task(Console(width=200, record=True), "capitals", [folder], [])
+        check_task(SafeConsole(width=200, record=True), "capitals", [folder], [])
     assert sentence in " ".join(str(error.value).split())

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from harness.errors import TaskError
 from harness.lmeval.library import TaskLibrary
 from harness.pipeline.task_check import check_task
+from harness.terminal.console import SafeConsole
 from tasks.math.boxed_records import splits
 from tests.support.task_files import TASKS, boxed_folder, load_task
 
@@ -102,6 +102,6 @@ def test_another_set_is_a_file_that_includes_this_one(tmp_path: Path):
 
 def test_harness_tasks_check_passes(tmp_path: Path):
     output = StringIO()
-    console = Console(file=output, width=200)
+    console = SafeConsole(file=output, width=200)
     assert check_task(console, "math_boxed", [], [f"math_boxed={boxed_folder(tmp_path)}"])
     assert "math_boxed: grader passes, 0 traps" in output.getvalue()

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 
-from harness.adapter import make_adapter
 from harness.config.load import load_suite
 from harness.config.run_spec import RunSpec
 from harness.config.teacher_settings import read_teacher
@@ -168,10 +167,10 @@ def test_a_task_without_a_teacher_is_refused_before_the_run(tmp_path: Path):
         with pytest.raises(
             ConfigError, match=r"stage tiny_currency: teacher\.by_task names no teacher for tiny_currency"
         ):
-            refuse_teachers(spec, make_adapter("opd", suite.adapters["opd"]))
+            refuse_teachers(spec)
     nested = {**routed, "otherwise": {"kind": "routed", "by_task": {"tiny_currency": micro_suite()["teacher"]}}}
     suite = load_suite(str(write_yaml(tmp_path / "suite.yaml", {**micro_suite(), "teacher": nested})))
-    refuse_teachers(RunSpec(suite, "opd", 0), make_adapter("opd", suite.adapters["opd"]))
+    refuse_teachers(RunSpec(suite, "opd", 0))
 
 
 def test_each_tasks_teacher_scores_its_responses(batch: Batch):

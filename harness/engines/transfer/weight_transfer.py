@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 import torch
 from torch import Tensor
 
+from harness.engines.child_processes import free_ports
 from harness.engines.transfer.weight_sources import CheckpointWeights, TensorWeights, WeightSource
 from harness.errors import HarnessError, RunError
 from harness.lm.completions import AnswerError
@@ -96,7 +97,7 @@ class WeightTransfer:
         details: Any = importlib.import_module(f"{VLLM_TRANSFER}.nccl_engine").NCCLTrainerInitInfo
         factory: Any = importlib.import_module(f"{VLLM_TRANSFER}.factory").WeightTransferTrainerFactory
         place = details(
-            rank=0, master_address=_address_towards(self.fleet.replicas.urls), master_port=_free_port(),
+            rank=0, master_address=_address_towards(self.fleet.replicas.urls), master_port=free_ports()[0],
             world_size=1 + sum(sizes), packed=False,
         )  # fmt: skip
         return factory.trainer_init(place, client=self.fleet, source=self)
@@ -187,9 +188,3 @@ def _address_towards(urls: tuple[str, ...]) -> str:
         with socket.create_connection((str(parts.hostname), parts.port or 80), timeout=10) as connection:
             addresses.append(str(connection.getsockname()[0]))
     return next((address for address in addresses if not address.startswith("127.")), addresses[0])
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("", 0))
-        return int(free.getsockname()[1])

@@ -6,10 +6,8 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from functools import partial
 from pathlib import Path
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -23,7 +21,7 @@ from harness.lmeval.task import Task
 from harness.pipeline.build.model_source import tokenizer_or_reason
 from harness.pipeline.needs.extrapolation import seconds_of_all
 from harness.pipeline.needs.machine import Finding, free_bytes, look_at_machine
-from harness.pipeline.needs.memory_estimate import config_file, show_bytes
+from harness.pipeline.needs.memory_estimate import config_file
 from harness.pipeline.needs.probe import STEPS, Probe, build_models, probe_run
 from harness.pipeline.needs.run_estimate import (
     LIBRARIES,
@@ -40,14 +38,16 @@ from harness.pipeline.sweeps.sweep import default_workers
 from harness.rundir.shared.remote_stages import RemoteStages
 from harness.teachers.server import Server
 from harness.teachers.teacher import TeacherKind
+from harness.terminal.byte_sizes import show_bytes
+from harness.terminal.console import SafeConsole
 
 
-def examine_machine(console: Console, out: Path) -> None:
+def examine_machine(console: SafeConsole, out: Path) -> None:
     """Print what this machine has, what is missing, and the command that installs it; `out` is the folder of runs."""
     _print_findings(console, "this machine", look_at_machine(out))
 
 
-def examine_suite(console: Console, specs: Sequence[RunSpec], seeds: int, minutes: float) -> None:
+def examine_suite(console: SafeConsole, specs: Sequence[RunSpec], seeds: int, minutes: float) -> None:
     """Print a suite's models and data, and the memory, time and disk of a run of each method and of all of their runs.
 
     `specs` has a run of each method, of which each is done at `seeds` seeds. Probes, short real runs of at most `minutes`
@@ -64,7 +64,7 @@ def examine_suite(console: Console, specs: Sequence[RunSpec], seeds: int, minute
     found = [estimate_run(spec, evaluated, renderer) for spec in specs]
     estimates = [estimate for estimate in found if isinstance(estimate, RunEstimate)]
     if not estimates:
-        _say(console, f"{found[0]}, so memory and disk are not estimated; download it, or give a folder")
+        console.say(f"{found[0]}, so memory and disk are not estimated; download it, or give a folder", wrap=True)
         return
     console.print(needs_table(estimates))
     largest = max(estimates, key=lambda estimate: estimate.peak)
@@ -80,37 +80,43 @@ def examine_suite(console: Console, specs: Sequence[RunSpec], seeds: int, minute
         _print_times(console, specs, probes, seeds, gpus)
 
 
-def _probe(console: Console, specs: Sequence[RunSpec], evaluated: EvaluationPlan, minutes: float) -> dict[str, Probe]:
+def _probe(
+    console: SafeConsole, specs: Sequence[RunSpec], evaluated: EvaluationPlan, minutes: float
+) -> dict[str, Probe]:
     """Return the probe of each method, by entry, as far as the minutes last."""
     models = [specs[0].suite.student, *(stage.teacher for stage in specs[0].stages)]
     absent = [model.path for model in models if isinstance(model, Pretrained) and config_file(model) is None]
     if minutes <= 0 or absent:
         why = f"{absent[0]} is not here" if absent else "--probe-minutes is 0"
-        _say(console, f"no probe: {why}, so times are not known")
+        console.say(f"no probe: {why}, so times are not known", wrap=True)
         return {}
     for spec in specs:
         try:
-            build_models(spec, partial(_say, console))
+            build_models(spec, lambda sentence: console.say(sentence, wrap=True))
         except (HarnessError, BrokenProcessPool) as error:
-            _say(console, f"no probe: the models cannot be built ({error}), so times are not known")
+            console.say(f"no probe: the models cannot be built ({error}), so times are not known", wrap=True)
             return {}
     probes, until = dict[str, Probe](), time.monotonic() + 60 * minutes
     for spec in specs:
         left = (until - time.monotonic()) / 60
         if left <= 0:
-            _say(console, f"no times of {spec.entry}: no probe minutes are left; allow more with --probe-minutes")
+            console.say(
+                f"no times of {spec.entry}: no probe minutes are left; allow more with --probe-minutes", wrap=True
+            )
             continue
-        _say(console, f"probe: a run of {spec.entry} with {STEPS} steps a stage, for {left:.3g} minutes at most ...")
+        console.say(
+            f"probe: a run of {spec.entry} with {STEPS} steps a stage, for {left:.3g} minutes at most ...", wrap=True
+        )
         found = probe_run(spec, evaluated, left)
         if isinstance(found, str):
-            _say(console, f"no times of {spec.entry}: {found}")
+            console.say(f"no times of {spec.entry}: {found}", wrap=True)
         else:
             probes[spec.entry] = found
     return probes
 
 
 def _print_times(
-    console: Console, specs: Sequence[RunSpec], probes: Mapping[str, Probe], seeds: int, gpus: int
+    console: SafeConsole, specs: Sequence[RunSpec], probes: Mapping[str, Probe], seeds: int, gpus: int
 ) -> None:
     runs, took = seeds * len(probes), sum(probe.took for probe in probes.values())
     every = seconds_of_all([probe.times for probe in probes.values()], seeds)
@@ -129,19 +135,20 @@ def _print_times(
     add(f"all {runs} runs", every)
     console.print(table)
     if len(specs) < (known := len(specs[0].suite.adapters)):
-        _say(console, f"the suite has {known} methods; --adapter names others, such as --adapter opd,aopd")
+        console.say(f"the suite has {known} methods; --adapter names others, such as --adapter opd,aopd", wrap=True)
     planned = [spec for spec in specs if spec.entry in probes for _ in range(seeds)]
     workers = default_workers(planned)
     side_by_side = (
         f"; `harness sweep` does {workers} at a time here, so divide by up to {workers}" if workers > 1 else ""
     )
-    _say(
-        console, f"all runs are counted one after another, models built before, with what they share once{side_by_side}"
+    console.say(
+        f"all runs are counted one after another, models built before, with what they share once{side_by_side}",
+        wrap=True,
     )
 
 
 def _print_fit(
-    console: Console,
+    console: SafeConsole,
     estimate: RunEstimate,
     probes: Mapping[str, Probe],
     tasks: Mapping[str, Task],
@@ -152,39 +159,45 @@ def _print_fit(
         # The measured memory of a process includes its libraries.
         available += LIBRARIES if whose == "this machine" else 0
         entry, probe = max(probes.items(), key=lambda each: max(each[1].peak_train, each[1].peak_evaluate))
-        _say(
-            console,
+        console.say(
             f"memory: a run of {entry} takes {show_bytes(probe.peak_train)} of its {probe.memory_of} in training and "
             f"{show_bytes(probe.peak_evaluate)} in evaluation (measured); {whose} has {show_bytes(available)} free",
+            wrap=True,
         )
         needed = max(probe.peak_train, probe.peak_evaluate)
     else:
         needed = float(estimate.peak)
         how = "" if estimate.measured_prompts else ", for prompts of 512 tokens, as the tokenizer is not here"
-        _say(console, f"memory: {show_bytes(needed)} (estimated{how}); {whose} has {show_bytes(available)} free")
+        console.say(
+            f"memory: {show_bytes(needed)} (estimated{how}); {whose} has {show_bytes(available)} free", wrap=True
+        )
     # What a process takes beside the tensors that are estimated, such as its libraries, it takes with smaller batches too.
     beside = max(LIBRARIES if probes and whose == "this machine" else 0.0, needed - estimate.peak)
     if estimate.peak + beside > available:
-        _say(console, f"this does not fit: {make_fit(estimate, available - beside, tasks, renderer)}")
+        console.say(f"this does not fit: {make_fit(estimate, available - beside, tasks, renderer)}", wrap=True)
     if (share := getattr(estimate.spec.suite.engine, "gpu_memory_utilization", None)) is not None:
-        _say(console, f"the engine of backend {estimate.spec.suite.backend} takes another {share:.0%} of a GPU")
+        console.say(
+            f"the engine of backend {estimate.spec.suite.backend} takes another {share:.0%} of a GPU", wrap=True
+        )
     on_gpu = resolve_device(estimate.spec.suite.device).startswith("cuda")
     if on_gpu and estimate.spec.suite.backend == "hf":
-        _say(console, "backend hf decodes in this process; on a GPU vLLM is recommended: --set backend=vllm")
+        console.say("backend hf decodes in this process; on a GPU vLLM is recommended: --set backend=vllm", wrap=True)
     if not on_gpu and estimate.student.parameters > 3e8:
-        _say(console, "there is no GPU, and a student of this size trains for days on a CPU")
+        console.say("there is no GPU, and a student of this size trains for days on a CPU", wrap=True)
 
 
-def _print_disk(console: Console, estimates: Sequence[RunEstimate], probes: Mapping[str, Probe], seeds: int) -> None:
+def _print_disk(
+    console: SafeConsole, estimates: Sequence[RunEstimate], probes: Mapping[str, Probe], seeds: int
+) -> None:
     samples = max((probe.times.sample_bytes for probe in probes.values()), default=0.0)
     each, runs = max(estimate.disk for estimate in estimates) + samples, seeds * len(estimates)
     free = free_bytes(estimates[0].spec.out)
     of_samples = f", of it {show_bytes(samples)} answers" if samples else ", answers aside"
     enough = "" if runs * each < free else "; that is not enough, choose another --out"
-    _say(
-        console,
+    console.say(
         f"disk: {show_bytes(each)} a run{of_samples}, {show_bytes(runs * each)} for {runs} runs; "
         f"{show_bytes(free)} are free{enough}",
+        wrap=True,
     )
 
 
@@ -261,14 +274,10 @@ def _licence_of(folder: Path) -> str:
     return next(named, "")
 
 
-def _print_findings(console: Console, title: str, findings: Iterator[Finding] | list[Finding]) -> None:
+def _print_findings(console: SafeConsole, title: str, findings: Iterator[Finding] | list[Finding]) -> None:
     table = Table(title=title, show_header=False)
     for finding in findings:
         text = f"{finding.found}\n  {finding.help}" if finding.help else finding.found
         table.add_row(escape(finding.what), escape(text))
     if table.row_count:
         console.print(table)
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, emoji=False)

@@ -10,11 +10,11 @@ from harness.lm.chat import Renderer
 from harness.lmeval.task import Task
 from harness.pipeline.needs.memory_estimate import ModelShape, StageNeeds, elements_of_layer
 
-LOOKED_AT = 50  # test items of a task whose prompts are measured
+SAMPLED_TEST_ITEMS = 50  # test items of a task whose prompts are measured
 
 
 @dataclass(frozen=True)
-class Asked:
+class CellRequests:
     """What one cell asks of a model.
 
     `requests` is the number of prompts, or of scored texts; `answers` how often each is answered. `prompt` is the length of
@@ -27,24 +27,24 @@ class Asked:
     budget: int
 
 
-def asked_by(task: Task, renderer: Renderer | None, limit: int | None, assumed: int) -> Asked:
+def count_requests(task: Task, renderer: Renderer | None, limit: int | None, assumed: int) -> CellRequests:
     """Return what a cell's task asks about its first `limit` test items.
 
     Without a `renderer`, prompts have `assumed` tokens, and each item of a scored task is one text.
     """
     docs = task.test_docs(limit)
-    looked_at = task.asked(docs[:LOOKED_AT], renderer) if renderer is not None else []
+    looked_at = task.asked(docs[:SAMPLED_TEST_ITEMS], renderer) if renderer is not None else []
     if task.generates:
         longest = assumed if renderer is None else renderer.longest_prompt(looked_at)
-        return Asked(len(docs), int(task.generation.get("n", 1)), longest, int(task.generation["max_gen_toks"]))
+        return CellRequests(len(docs), int(task.generation.get("n", 1)), longest, int(task.generation["max_gen_toks"]))
     texts = ["".join(map(str, request)) for asked in looked_at for request in json.loads(asked)]
     longest = assumed if renderer is None else max(map(len, renderer.encode_prompts(texts)), default=0)
     of_item = len(texts) / len(looked_at) if looked_at else 1.0
-    return Asked(round(len(docs) * of_item), 1, longest, 0)
+    return CellRequests(round(len(docs) * of_item), 1, longest, 0)
 
 
 def evaluation_needs(
-    cells: Mapping[str, Asked], student: ModelShape, batch: int, width: int, generates: bool = True
+    cells: Mapping[str, CellRequests], student: ModelShape, batch: int, width: int, generates: bool = True
 ) -> StageNeeds:
     """Return what one evaluation of all cells needs at most.
 

@@ -62,7 +62,7 @@ class MeasuredStage:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredRun:
     """A short run: seconds by phase, its stages by name, and the cells that were answered.
 
     `cells` holds one mapping for the start and for each stage, `teacher` the teacher's own.
@@ -93,7 +93,7 @@ class Times:
     sample_bytes: float
 
 
-def extrapolate(measured: Measured, plan: RunPlan) -> Times:
+def extrapolate(measured: MeasuredRun, plan: RunPlan) -> Times:
     """Return what the whole run takes. Times of work that does not grow, such as loading models, stay as measured."""
     stages: dict[str, float] = {}
     for name, stage in plan.stages.items():

@@ -15,8 +15,8 @@ import torch
 
 from harness.config.processor import cpu_has_bfloat16
 from harness.pipeline.build.scratch import cache_folder
-from harness.pipeline.needs.memory_estimate import GIB
 from harness.pipeline.processes.devices import usable_processors
+from harness.terminal.byte_sizes import GIB
 
 NEEDED = ("torch", "transformers", "lm_eval", "datasets", "accelerate", "peft")
 EXTRAS = {

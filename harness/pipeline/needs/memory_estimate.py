@@ -23,7 +23,6 @@ from harness.config.training import Training
 from harness.lm.checkpoints import OWN_CODE
 from harness.lm.tiles import LARGE_TILE, TILES
 
-GIB = 2**30
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # Elements that a layer keeps of one token for the backward pass: input and output of two norms, the residual stream, inputs
 # and output of attention, and the three wide vectors of the gated feed-forward with their activation.
@@ -151,12 +150,6 @@ def stage_needs(
 def checkpoint_bytes(student: ModelShape) -> int:
     """Return the bytes of a stage's checkpoint in float32."""
     return 4 * student.parameters
-
-
-def show_bytes(size: float) -> str:
-    """Return a number of bytes as text in MiB or GiB, with three significant digits."""
-    number, unit = (size / 2**20, "MiB") if size < GIB else (size / GIB, "GiB")
-    return f"{number:,.0f} {unit}" if number >= 100 else f"{number:.3g} {unit}"
 
 
 def elements_of_layer(shape: ModelShape) -> int:

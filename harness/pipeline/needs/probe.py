@@ -25,8 +25,8 @@ from harness.pipeline.build.scratch import folder_of
 from harness.pipeline.build.scratch_tokenizer import training_texts
 from harness.pipeline.needs.extrapolation import (
     CellPlan,
-    Measured,
     MeasuredCell,
+    MeasuredRun,
     MeasuredStage,
     RunPlan,
     StagePlan,
@@ -178,7 +178,7 @@ def _without_budget(entry: AdapterEntry) -> AdapterEntry:
     return entry.model_copy(update={"training": own})
 
 
-def _measured(found: RunDir, spec: RunSpec, evaluated: EvaluationPlan) -> Measured:
+def _measured(found: RunDir, spec: RunSpec, evaluated: EvaluationPlan) -> MeasuredRun:
     stages: dict[str, MeasuredStage] = {}
     every = spec.suite.evaluation.every
     for stage in spec.stages:
@@ -189,7 +189,7 @@ def _measured(found: RunDir, spec: RunSpec, evaluated: EvaluationPlan) -> Measur
             stages[stage.name] = MeasuredStage(done.seconds, steps, points)
     known = set[str]()
     folders = [found.stage(index) for index in range(len(spec.stages) + 1)]
-    return Measured(
+    return MeasuredRun(
         train=found.seconds["train"],
         evaluate=found.seconds["evaluate"],
         total=found.seconds["total"],

@@ -10,7 +10,7 @@ import psutil
 import torch
 from rich.table import Table
 
-from harness.adapter import Adapter, Requirements, make_adapter
+from harness.adapter import Requirements, trainer_of
 from harness.config.models import Pretrained, Scratch
 from harness.config.run_spec import PlannedStage, RunSpec, averages_micro_batches
 from harness.config.training import Training
@@ -18,24 +18,22 @@ from harness.engines.backend import backend_of
 from harness.evaluation.groups import EvaluationPlan
 from harness.lm.chat import Renderer
 from harness.lmeval.task import Task
-from harness.pipeline.needs.evaluation_estimate import Asked, asked_by, evaluation_needs
+from harness.pipeline.needs.evaluation_estimate import CellRequests, count_requests, evaluation_needs
 from harness.pipeline.needs.memory_estimate import (
     BYTES,
-    GIB,
     ModelShape,
     StageNeeds,
     checkpoint_bytes,
     shape_of,
-    show_bytes,
     stage_needs,
 )
 from harness.pipeline.processes.devices import resolve_device
-from harness.pipeline.resources import trainer_of
 from harness.rundir.retention import SNAPSHOT_SIZE, snapshots_at_once
+from harness.terminal.byte_sizes import GIB, show_bytes
 
 ASSUMED_PROMPT = 512  # tokens, where there is no tokenizer to measure with
 FEWEST_TOKENS = 1024  # tokens of the smallest micro-batch that is suggested
-LOOKED_AT = 200  # training prompts of a task that are measured
+SAMPLED_PROMPTS = 200  # training prompts of a task that are measured
 LIBRARIES = 1.0 * GIB  # memory of a process without models: Python, torch, transformers, lm-eval, the tasks' records
 
 
@@ -50,7 +48,7 @@ class RunEstimate:
     student: ModelShape
     stages: tuple[tuple[PlannedStage, StageNeeds], ...]
     evaluation: StageNeeds
-    asked: Mapping[str, Asked]
+    asked: Mapping[str, CellRequests]
     measured_prompts: bool
 
     @property
@@ -87,19 +85,17 @@ def estimate_run(spec: RunSpec, evaluated: EvaluationPlan, renderer: Renderer | 
         return (
             f"the size of {getattr(spec.suite.student, 'path', 'the student')} is unknown: its config.json is not here"
         )
-    method = make_adapter(spec.entry, spec.suite.adapters[spec.entry])
     prompts = {stage.name: _longest_prompt(stage, evaluated.tasks, renderer) for stage in spec.stages}
-    stages = tuple((stage, _needs(spec, stage, method, student, prompts[stage.name], {})) for stage in spec.stages)
+    stages = tuple((stage, _needs(spec, stage, student, prompts[stage.name], {})) for stage in spec.stages)
     limit = spec.suite.evaluation.limit
-    asked = {name: asked_by(task, renderer, limit, ASSUMED_PROMPT) for name, task in evaluated.cells.items()}
+    asked = {name: count_requests(task, renderer, limit, ASSUMED_PROMPT) for name, task in evaluated.cells.items()}
     evaluation = _evaluation(spec, asked, student, spec.suite.evaluation.batch_size)
     return RunEstimate(spec, student, stages, evaluation, asked, renderer is not None)
 
 
 def make_fit(estimate: RunEstimate, available: float, tasks: Mapping[str, Task], renderer: Renderer | None) -> str:
     """Return a sentence with settings under which a run that does not fit `available` bytes does, or that none are known."""
-    spec, method = estimate.spec, make_adapter(estimate.spec.entry, estimate.spec.suite.adapters[estimate.spec.entry])
-    stage = max(estimate.stages, key=lambda each: each[1].peak)[0]
+    spec, stage = estimate.spec, max(estimate.stages, key=lambda each: each[1].peak)[0]
     prompt, smaller = _longest_prompt(stage, tasks, renderer), dict[str, Any]()
     batch, needed = spec.suite.evaluation.batch_size, float(estimate.evaluation.peak)
     while needed > available and batch > 1:
@@ -113,7 +109,7 @@ def make_fit(estimate: RunEstimate, available: float, tasks: Mapping[str, Task],
             continue
         changes |= {} if name is None else {name: value}
         settings = " ".join(f"--set {name}={value}" for name, value in (changes | smaller).items())
-        if settings and _needs(spec, stage, method, estimate.student, prompt, changes).peak <= available >= needed:
+        if settings and _needs(spec, stage, estimate.student, prompt, changes).peak <= available >= needed:
             return f"it fits with {settings}"
     held = sum(estimate.largest.memory[part] for part in ("weights", "gradients", "optimiser"))
     return (
@@ -210,11 +206,11 @@ def _ladder(training: Training, teacher: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _needs(
-    spec: RunSpec, stage: PlannedStage, method: Adapter, student: ModelShape, prompt: int, changes: Mapping[str, Any]
+    spec: RunSpec, stage: PlannedStage, student: ModelShape, prompt: int, changes: Mapping[str, Any]
 ) -> StageNeeds:
     own = {name.removeprefix("training."): value for name, value in changes.items() if name.startswith("training.")}
     training = Training.model_validate({**stage.training.model_dump(), **own})
-    trainer = trainer_of(stage, method)
+    trainer = trainer_of(spec, stage)
     needs: Requirements = trainer.requirements
     here = stage.teacher if isinstance(stage.teacher, Pretrained | Scratch) else None
     return stage_needs(
@@ -232,7 +228,7 @@ def _needs(
     )
 
 
-def _evaluation(spec: RunSpec, asked: Mapping[str, Asked], student: ModelShape, batch: int) -> StageNeeds:
+def _evaluation(spec: RunSpec, asked: Mapping[str, CellRequests], student: ModelShape, batch: int) -> StageNeeds:
     width = BYTES[spec.suite.student.dtype]
     return evaluation_needs(asked, student, batch, width, backend_of(spec.suite).in_process)
 
@@ -244,5 +240,5 @@ def _petaflop(flops: float) -> str:
 def _longest_prompt(stage: PlannedStage, tasks: Mapping[str, Task], renderer: Renderer | None) -> int:
     if renderer is None:
         return ASSUMED_PROMPT
-    limit = min(stage.training.train_items or LOOKED_AT, LOOKED_AT)
+    limit = min(stage.training.train_items or SAMPLED_PROMPTS, SAMPLED_PROMPTS)
     return max(renderer.longest_prompt(tasks[name].training_prompts(renderer, limit)) for name in stage.trains)

@@ -44,7 +44,7 @@ class Launch(NamedTuple):
 def this_launch() -> Launch:
     """Return this process's launch; raises `RunError` where torchrun did not start the process."""
     if not distributed.is_torchelastic_launched():
-        raise RunError("this process was not started by torchrun")
+        raise RunError("this process was not started by torchrun; start the command with torchrun")
     store, rank, size = next(rendezvous("env://"))
     launch = Launch(rank, size, int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"]), store)
     # Other libraries read these variables too: accelerate, which lm-eval uses, would wait for processes that do not evaluate.

@@ -9,7 +9,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import socket
 import subprocess
 import threading
 import time
@@ -21,13 +20,14 @@ from typing import NamedTuple
 
 import httpx
 
+from harness.engines.child_processes import end_group, free_ports
 from harness.errors import RunError
 from harness.pipeline.processes.end_with_parent import end_with_parent
 from harness.pipeline.processes.stop_signals import SIGNALS
 from harness.teachers.server_start import ServerStart
 
 PAUSE = 0.2  # seconds between two checks of the servers
-SHOWN = 600  # characters of a log's end that an error quotes
+QUOTED_CHARACTERS = 600  # characters of a log's end that an error quotes
 
 
 class Replica(NamedTuple):
@@ -48,7 +48,13 @@ def started_servers(
     end of its output, and for one that does not answer in time.
     """
     environments = start.environments()
-    ports = _free_ports(start.host, len(environments))
+    try:
+        ports = free_ports(start.host, len(environments))
+    except OSError as error:
+        raise RunError(
+            f"teacher.start.host is {start.host}, where this machine cannot listen ({error}); set it to an address of this "
+            "machine, such as 127.0.0.1"
+        ) from error
     folder.mkdir(parents=True, exist_ok=True)
     commands = start.commands(model, revision, max_logprobs, ports)
     replicas = [
@@ -98,7 +104,7 @@ def _wait(urls: Sequence[str], replicas: Sequence[Replica], deadline: float, kee
 
 def _end_of(replica: Replica) -> str:
     text = replica.log.read_text(encoding="utf-8", errors="replace") if replica.log.is_file() else ""
-    return " ".join(text[-SHOWN:].split()) or "it printed nothing"
+    return " ".join(text[-QUOTED_CHARACTERS:].split()) or "it printed nothing"
 
 
 def _warn_of_ended(keeper: Connection, replicas: Sequence[Replica], warn: Callable[[str], None]) -> None:
@@ -125,7 +131,7 @@ def _keep(replicas: Sequence[Replica], restarts: int, harness: Connection) -> No
             for number, process in list(running.items()):
                 if (status := process.poll()) is None:
                     continue
-                _end(running.pop(number))
+                end_group(running.pop(number))
                 left[number] -= 1
                 harness.send((number, status, left[number]))
                 if again and left[number] >= 0:
@@ -134,7 +140,7 @@ def _keep(replicas: Sequence[Replica], restarts: int, harness: Connection) -> No
         return  # the harness is gone
     finally:
         for process in running.values():
-            _end(process)
+            end_group(process)
 
 
 def _start(replica: Replica) -> subprocess.Popen[bytes]:
@@ -147,23 +153,3 @@ def _start(replica: Replica) -> subprocess.Popen[bytes]:
         except OSError as error:
             # A command that cannot be started counts as one that ends at once, with the reason in its output.
             return subprocess.Popen(["sh", "-c", 'echo "$0" >&2; exit 127', str(error)], stderr=log)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill a server and all that it started: its processes may outlive it and hold memory."""
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
-def _free_ports(host: str, count: int) -> tuple[int, ...]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind((host, 0))
-        return tuple(each.getsockname()[1] for each in sockets)
-    except OSError as error:
-        raise RunError(f"teacher.start.host is {host}, where this machine cannot listen ({error})") from error
-    finally:
-        for each in sockets:
-            each.close()

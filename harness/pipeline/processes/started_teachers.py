@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
-from harness.adapter import make_adapter
+from harness.adapter import uses_teacher
 from harness.config.base import digest
 from harness.config.run_spec import RunSpec
 from harness.config.suite import Suite
@@ -41,7 +41,10 @@ def started_teachers(specs: Sequence[RunSpec], report: Report) -> Generator[list
                 known[key] = server.model_copy(update={"urls": urls, "start": None})
             return known[key]
 
-        yield [_with_addresses(spec, served) if _uses_teacher(spec) else spec for spec in specs]
+        yield [
+            _with_addresses(spec, served) if any(uses_teacher(spec, stage) for stage in spec.stages) else spec
+            for spec in specs
+        ]
 
 
 def gpus_of_teachers(suite: Suite) -> set[str]:
@@ -56,13 +59,6 @@ def gpus_of_teachers(suite: Suite) -> set[str]:
     for teacher in (suite.teacher, *(stage.teacher for stage in suite.stages)):
         _placed(teacher, note)
     return named
-
-
-def _uses_teacher(spec: RunSpec) -> bool:
-    return any(
-        stage.teacher is not None and make_adapter(spec.entry, stage.adapter).requirements.teacher != "none"
-        for stage in spec.stages
-    )
 
 
 def _with_addresses(spec: RunSpec, served: Any) -> RunSpec:

@@ -11,7 +11,6 @@ import os
 import pickle
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ from typing import IO, Any, NoReturn
 
 from harness.config.base import digest
 from harness.config.run_spec import RunSpec
+from harness.engines.child_processes import free_ports
 from harness.errors import RunError, StoppedError
 from harness.pipeline.sweeps.node_process import ERROR, EVENTS, SPEC
 from harness.rundir.process.progress import Report
@@ -61,7 +61,7 @@ def run_over_nodes(ray: Any, spec: RunSpec, group: Any, options: dict[str, Any],
     (folder / SPEC).write_bytes(pickle.dumps(spec))
     (folder / EVENTS).touch()
     nodes = len(group.bundle_specs)
-    address = f"{ray.util.get_node_ip_address()}:{_free_port()}"
+    address = f"{ray.util.get_node_ip_address()}:{free_ports()[0]}"
     processes = spec.suite.parallel.processes // nodes
     others: list[Any] = []
     try:
@@ -98,7 +98,10 @@ def _join(folder: Path, address: str, nodes: int, number: int, processes: int) -
     finally:
         _end(process)
     if process.returncode:
-        raise RunError(f"the processes of node {number + 1} ended with status {process.returncode}")
+        raise RunError(
+            f"the processes of node {number + 1} ended with status {process.returncode}; what they printed is in Ray's "
+            "logs on that node, by default in /tmp/ray/session_latest/logs"
+        )
 
 
 def _torchrun(folder: Path, address: str, nodes: int, number: int, processes: int) -> subprocess.Popen[bytes]:
@@ -175,9 +178,3 @@ def _raise_failure(folder: Path, status: int) -> None:
         error, stopped = pickle.loads((folder / ERROR).read_bytes())
         raise error from (StoppedError(str(error)) if stopped else None)
     _restart(folder)  # a process was lost
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("", 0))
-        return int(free.getsockname()[1])

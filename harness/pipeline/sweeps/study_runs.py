@@ -56,9 +56,8 @@ class Plan:
     @property
     def page(self) -> Path:
         """The file of the page where the command names none."""
-        return (
-            self.out / f"study-{self.study.name}.md"
-        )  # its figures are in a folder of this name, apart from a suite's runs
+        # Its figures are in a folder of this name, apart from a suite's runs.
+        return self.out / f"study-{self.study.name}.md"
 
     def command(self, page: Path) -> str:
         """Return the command that does the missing runs and writes the page to `page`."""

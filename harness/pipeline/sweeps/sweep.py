@@ -14,7 +14,7 @@ from multiprocessing.process import BaseProcess
 
 from torch import distributed
 
-from harness.adapter import make_adapter
+from harness.adapter import uses_teacher
 from harness.config.base import digest
 from harness.config.models import Model, Scratch
 from harness.config.run_spec import RunSpec
@@ -162,12 +162,7 @@ def models_of(specs: Sequence[RunSpec]) -> dict[str, tuple[RunSpec, Model, int]]
     Each comes with a run that needs it and its seed. Teachers come first, because they take longest. The runs may have
     different suites.
     """
-    teachers = [
-        (spec, stage.teacher)
-        for spec in specs
-        for stage in spec.stages
-        if make_adapter(spec.entry, stage.adapter).requirements.teacher != "none"
-    ]
+    teachers = [(spec, stage.teacher) for spec in specs for stage in spec.stages if uses_teacher(spec, stage)]
     students = [(spec, spec.suite.student) for spec in specs]
     built = [(spec, model) for spec, model in [*teachers, *students] if isinstance(model, Scratch)]
     seeded = [(spec, model, spec.seed if model.seed is None else model.seed) for spec, model in built]

@@ -20,7 +20,7 @@ POLL_SECONDS = 0.1  # between two looks whether the sweep has ended
 
 
 @dataclass(frozen=True)
-class Link:
+class WorkerLink:
     """The sweep's ends of the workers' pipes, and a number in shared memory that is 1 when no further run may begin."""
 
     pipes: Sequence[Connection]
@@ -50,13 +50,13 @@ class WorkerEnd:
 
 
 @contextmanager
-def linked(workers: int, context: SpawnContext, report: Report) -> Generator[Link]:
+def linked(workers: int, context: SpawnContext, report: Report) -> Generator[WorkerLink]:
     """Yield a link for `workers` processes, and report in a thread of its own what they send in this block.
 
     Another thread empties the pipes, so that no worker waits for a slow `report`.
     """
     pipes = [context.Pipe(duplex=False) for _ in range(workers)]
-    link = Link([writer for _, writer in pipes], context.RawValue("b", 0))
+    link = WorkerLink([writer for _, writer in pipes], context.RawValue("b", 0))
     events: SimpleQueue[Event | None] = SimpleQueue()
     ended = threading.Event()
 

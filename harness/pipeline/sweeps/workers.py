@@ -10,14 +10,14 @@ from typing import Any
 
 from harness.pipeline.processes.end_with_parent import end_with_parent
 from harness.pipeline.processes.stop_signals import exit_on_signals
-from harness.pipeline.sweeps.worker_link import Link, WorkerEnd
+from harness.pipeline.sweeps.worker_link import WorkerEnd, WorkerLink
 from harness.teachers.server_start import VISIBLE
 
 _end: list[WorkerEnd] = []
 
 
 def worker_pool(
-    workers: int, context: SpawnContext, gpus: Sequence[str] = (), link: Link | None = None
+    workers: int, context: SpawnContext, gpus: Sequence[str] = (), link: WorkerLink | None = None
 ) -> ProcessPoolExecutor:
     """Return a pool of processes that end within seconds of this one, even when it gets SIGKILL.
 
@@ -35,7 +35,7 @@ def worker_end() -> WorkerEnd:
     return _end[0]
 
 
-def _begin(numbers: Any, gpus: Sequence[str], link: Link | None) -> None:
+def _begin(numbers: Any, gpus: Sequence[str], link: WorkerLink | None) -> None:
     number: int = numbers.get()
     if gpus:  # before anything in this process initialises CUDA
         os.environ[VISIBLE] = gpus[number % len(gpus)]

@@ -27,7 +27,7 @@ from rich.progress import (
 from rich.table import Column
 
 # Figures of a step that are drawn, with their names.
-SHOWN = {"entropy": "entropy", "reward_mean": "reward", "teacher_agreement": "agreement"}
+METRIC_NAMES = {"entropy": "entropy", "reward_mean": "reward", "teacher_agreement": "agreement"}
 OTHER_COLUMNS = 90  # characters of a line without the figures, with long names
 NARROWEST, WIDEST = 4, 16  # characters of a sparkline
 ROOMY = 100  # characters of a line below which bars are short
@@ -134,14 +134,14 @@ class Display:
     def _course(self, event: Event) -> str:
         """Return the run's figures over all of its stages as sparklines, with the last values; empty without room."""
         figures = self.courses[event.run]
-        for name in SHOWN:
+        for name in METRIC_NAMES:
             if name in event.figures:
                 figures[name].append(event.figures[name])
         width = (self.progress.console.width - OTHER_COLUMNS) // max(1, len(figures)) - len("entropy  0.123  ")
         if width < NARROWEST:
             return ""
         lines = {name: sparkline(values, min(width, WIDEST)) for name, values in figures.items()}
-        return "  ".join(f"{SHOWN[name]} {line} {figures[name][-1]:.3g}" for name, line in lines.items())
+        return "  ".join(f"{METRIC_NAMES[name]} {line} {figures[name][-1]:.3g}" for name, line in lines.items())
 
     def _log_when_not_a_terminal(self, event: Event) -> None:
         """Print time, step, figures and time left, at the start of an activity and then each minute."""
@@ -152,7 +152,7 @@ class Display:
         parts = [event.activity]
         if event.total:
             parts.append(f"{event.done}/{event.total}")
-        parts += [f"{SHOWN.get(name, name)} {value:.4g}" for name, value in event.figures.items()]
+        parts += [f"{METRIC_NAMES.get(name, name)} {value:.4g}" for name, value in event.figures.items()]
         started, first = self.began[event.run]
         if event.total and event.done > first:
             left = (now - started) / (event.done - first) * (event.total - event.done)

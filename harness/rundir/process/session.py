@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,6 +21,7 @@ import torch
 
 from harness.rundir.process.secrets import holds_secret, mask_words
 from harness.rundir.schema import Git, Session
+from harness.rundir.store import now
 
 PACKAGES = ("continual-harness", "torch", "transformers", "tokenizers", "datasets", "lm_eval", "accelerate", "numpy")
 OPTIONAL = ("peft", "trl", "vllm")  # recorded where they are installed
@@ -39,7 +39,7 @@ def this_session() -> Session:
         },
         hardware=_hardware(),
         command=shlex.join(mask_words([Path(sys.argv[0]).name, *sys.argv[1:]])),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        created=now(),
     )
 
 

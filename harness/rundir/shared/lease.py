@@ -25,6 +25,7 @@ from typing import Any, cast
 import psutil
 
 from harness.errors import InUseError, RunError
+from harness.rundir.store import now
 
 FOLDER = "lease"
 VALID, RENEWAL = 90.0, 15.0  # seconds
@@ -57,7 +58,7 @@ class Lease:
         self.valid, self.renewal = valid, renewal
         self.identity = {
             "lease": uuid.uuid4().hex, "host": platform.node(), "process": os.getpid(), "machine": machine or _this_machine(),
-            "started": psutil.Process().create_time(), "since": datetime.now(UTC).isoformat(timespec="seconds"),
+            "started": psutil.Process().create_time(), "since": now(),
         }  # fmt: skip
         self.number = 0
 
@@ -88,7 +89,10 @@ class Lease:
             self._release()
 
     def is_possible(self) -> bool:
-        """Return whether the store keeps a file that is there from being created again, tried with a file of its own."""
+        """Return whether the store refuses to create a file that exists.
+
+        Tests this with a temporary file.
+        """
         path = f"{self.folder}/try-{uuid.uuid4().hex}"
         self.system.makedirs(self.folder, exist_ok=True)
         try:

@@ -49,14 +49,14 @@ def write_list(system: Any, path: str, files: Mapping[str, str]) -> None:
 
 
 def put_folder(system: Any, folder: Path, target: str, mark: str) -> None:
-    """Copy the files that the store has not, and remove those that are gone here, such as a checkpoint that is not kept.
+    """Copy the files that the store lacks, and remove those that are gone here, such as a checkpoint that is not kept.
 
     `mark` is the place of the list.
     """
     files, stored = files_in(folder), read_list(system, mark) or {}
     if stored == files:
         return
-    # While files change, the list names those alone that stay.
+    # Until every file is copied, the list names only the unchanged ones.
     write_list(system, mark, {name: value for name, value in stored.items() if files.get(name) == value})
     for name, value in files.items():
         if stored.get(name) != value:
@@ -86,3 +86,9 @@ def fetch_folder(system: Any, source: str, files: Mapping[str, str], folder: Pat
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def is_inside(folder: Path, name: str) -> bool:
+    """Return whether a name from a list is a place in the folder: names become paths here."""
+    place = (folder / name).resolve()
+    return place != folder.resolve() and place.is_relative_to(folder.resolve())

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import ConfigError, RunError
+from harness.rundir.files import DONE
 from harness.rundir.shared.lease import Lease
-from harness.rundir.shared.listed_folders import DamagedFolderError, fetch_folder, put_folder, read_list
+from harness.rundir.shared.listed_folders import DamagedFolderError, fetch_folder, is_inside, put_folder, read_list
 from harness.rundir.shared.snapshot_uploads import SnapshotUploads
 from harness.rundir.shared.stored_snapshots import FOLDER as SNAPSHOTS
 from harness.rundir.shared.stored_snapshots import StoredSnapshots
@@ -61,7 +62,7 @@ class RemoteStages:
                 self._lease.refuse_lost()
             for folder in [each.path for each in folders if each.path.is_dir()]:
                 put_folder(system, folder, f"{root}/{folder.name}", f"{root}/{LISTS}/{folder.name}.json")
-                if (folder / "train" / "done.json").is_file():
+                if (folder / "train" / DONE).is_file():
                     self._snapshots(system, root, folder.name).remove()
             if (run / MANIFEST).is_file():
                 system.makedirs(root, exist_ok=True)
@@ -125,7 +126,9 @@ class RemoteStages:
         try:
             leased = Lease(*self._open(), self.url).is_possible()
         except OSError as error:
-            raise RunError(f"storage {self.url} does not take a file ({error})") from error
+            raise RunError(
+                f"storage {self.url} does not take a file ({error}); correct `storage`, or the rights to write there"
+            ) from error
         return "takes stages" + (" and leases" if leased else ", no leases: start each run from one place")
 
     def _open(self) -> tuple[Any, str]:
@@ -155,7 +158,7 @@ def _progress(manifest: dict[str, Any]) -> tuple[int, int]:
 def _refuse_other_places(run: Path, names: Sequence[str], where: str) -> None:
     """Refuse a list that names anything but folders of the run and files in them: names become paths here."""
     for name in names:
-        if not (run / name).resolve().is_relative_to(run.resolve()) or (run / name).resolve() == run.resolve():
+        if not is_inside(run, name):
             raise RunError(
                 f"{where} lists {name!r}, which is not a place in the run directory {run}; remove that list there"
             )

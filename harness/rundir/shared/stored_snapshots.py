@@ -21,6 +21,7 @@ from harness.rundir.shared.listed_folders import (
     DamagedFolderError,
     fetch_folder,
     files_in,
+    is_inside,
     put_file,
     read_list,
     write_list,
@@ -75,7 +76,7 @@ class StoredSnapshots:
                 files = read_list(self.system, f"{self.place}/{name}.json")
                 if files is None:  # its upload was not finished
                     continue
-                if SNAPSHOT not in files or not all(_is_inside(train, file) for file in files):
+                if SNAPSHOT not in files or not all(is_inside(train, file) for file in files):
                     warn(f"{self.place}/{name}.json in storage {self.url} is not the list of a snapshot; {_WITHOUT}")
                     continue
                 try:
@@ -120,9 +121,3 @@ _WITHOUT = "the stage continues from an earlier snapshot, or begins again where 
 
 def _step_of(name: str) -> int:
     return int(name.partition("-")[0])
-
-
-def _is_inside(folder: Path, name: str) -> bool:
-    """Whether a name from a list is a file in the folder: names become paths here."""
-    place = (folder / name).resolve()
-    return place != folder.resolve() and place.is_relative_to(folder.resolve())

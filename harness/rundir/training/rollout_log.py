@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from harness.lm.chat import Renderer
 from harness.lm.rollouts import Rollout
-from harness.rundir.files import ROLLOUT_LOG, json_line, replace_file
+from harness.rundir.files import ROLLOUT_LOG, ROLLOUTS, json_line, replace_file
 
 LINES = 1024  # rows in memory at a time while the Parquet file is written
 TOKEN_FIGURES = ("student_logprob", "entropy", "teacher_logprob", "advantage", "teacher_top1", "routed_fkl")
@@ -53,7 +53,7 @@ class RolloutLog:
     """
 
     def __init__(self, folder: Path, renderer: Renderer, per_step: int | None) -> None:
-        self.log, self.parquet = folder / ROLLOUT_LOG, folder / "rollouts.parquet"
+        self.log, self.parquet = folder / ROLLOUT_LOG, folder / ROLLOUTS
         self.renderer, self.per_step = renderer, per_step
 
     def keep(self, step: int, source: str, rollouts: Sequence[Rollout], figures: Sequence[Mapping[str, float]]) -> None:

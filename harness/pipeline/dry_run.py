@@ -6,11 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import yaml
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from harness.adapter import make_adapter
 from harness.config.base import is_mapping
 from harness.config.models import Chat, Scratch
 from harness.config.run_spec import RunSpec
@@ -26,15 +24,16 @@ from harness.lmeval.trial import describe_items, item_warnings, try_task
 from harness.pipeline.adapter_checks import emulated_bfloat16
 from harness.pipeline.build.model_source import tokenizer_or_reason
 from harness.pipeline.build.scratch_tokenizer import byte_tokenizer
-from harness.pipeline.needs.memory_estimate import show_bytes
 from harness.pipeline.processes.devices import resolve_device
 from harness.pipeline.resources import refuse_teachers, stages_on_data
 from harness.rundir.records.overlap_record import OVERLAP_HEADER, Overlap
+from harness.terminal.byte_sizes import show_bytes
+from harness.terminal.console import SafeConsole
 
-LOOKED_AT = 200  # references of a task whose length a dry run measures
+SAMPLED_REFERENCES = 200  # references of a task whose length a dry run measures
 
 
-def print_plan(console: Console, specs: Sequence[RunSpec]) -> None:
+def print_dry_run(console: SafeConsole, specs: Sequence[RunSpec]) -> None:
     """Print the suite's settings, the stages, the work ahead and the checks of tasks and prompts; write nothing."""
     suite = specs[0].suite
     allow_own_code(suite.trust_remote_code)
@@ -54,10 +53,10 @@ def print_plan(console: Console, specs: Sequence[RunSpec]) -> None:
     entries = {spec.entry: spec for spec in specs}
     fits: dict[tuple[Any, ...], str] = {}
     for entry, spec in entries.items():
-        refuse_teachers(spec, make_adapter(entry, suite.adapters[entry]))
+        refuse_teachers(spec)
         if (prompts := _prompts_of(spec)) not in fits:
             fits[prompts] = _fits(spec, evaluated, prompting)
-        console.print(f"prompts under {entry}: {fits[prompts]}", markup=False, highlight=False)
+        console.say(f"prompts under {entry}: {fits[prompts]}", wrap=True)
         _print_cut_references(console, spec, tasks, prompting)
     overlaps: list[Overlap] = []
     for spec in {_prompts_of(spec): spec for spec in entries.values()}.values():
@@ -66,10 +65,10 @@ def print_plan(console: Console, specs: Sequence[RunSpec]) -> None:
             overlaps.append(overlap)
             _print_overlap(console, overlap)
     folders = ", ".join(str(spec.path) for spec in specs)
-    console.print(f"run directories: {folders}", markup=False, highlight=False, soft_wrap=True)
+    console.say(f"run directories: {folders}")
 
 
-def _print_settings(console: Console, specs: Sequence[RunSpec]) -> None:
+def _print_settings(console: SafeConsole, specs: Sequence[RunSpec]) -> None:
     """Print the suite's settings, one line per key, without null and empty ones; a run's manifest holds all of them."""
     suite = specs[0].suite
     shown = suite.model_dump(mode="json", exclude={"name", "description", "adapters", "stages", "seeds", "origin"})
@@ -80,12 +79,12 @@ def _print_settings(console: Console, specs: Sequence[RunSpec]) -> None:
     entries = {spec.entry: suite.adapters[spec.entry].model_dump(mode="json") for spec in specs}
     shown |= {"backend": suite.backend}
     shown |= {"adapters": entries, "seeds": list(dict.fromkeys(spec.seed for spec in specs))}
-    console.print(f"suite {suite.name}: {suite.description}".rstrip(": "), markup=False, highlight=False)
+    console.say(f"suite {suite.name}: {suite.description}".rstrip(": "), wrap=True)
     if suite.origin is not None:
-        console.print(f"from {suite.origin.path}", markup=False, highlight=False, soft_wrap=True)
+        console.say(f"from {suite.origin.path}")
     for key, value in _without_empty(shown).items():
         text = yaml.safe_dump({key: value}, sort_keys=False, allow_unicode=True, default_flow_style=True, width=10**6)
-        console.print(text.strip().removeprefix("{").removesuffix("}"), markup=False, highlight=False)
+        console.say(text.strip().removeprefix("{").removesuffix("}"), wrap=True)
 
 
 def _describe_model(model: Any) -> Any:
@@ -100,7 +99,7 @@ def _without_empty(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def _print_needs(
-    console: Console, specs: Sequence[RunSpec], evaluated: EvaluationPlan, prompting: tuple[Renderer, int] | str
+    console: SafeConsole, specs: Sequence[RunSpec], evaluated: EvaluationPlan, prompting: tuple[Renderer, int] | str
 ) -> None:
     """Print what one run of each entry needs at most, by formulas; `harness doctor` measures it."""
     from harness.pipeline.needs.run_estimate import RunEstimate, available_memory, estimate_run, make_fit, needs_table
@@ -112,17 +111,16 @@ def _print_needs(
     entries = {spec.entry: spec for spec in specs}
     found = [estimate_run(spec, evaluated, renderer) for spec in entries.values()]
     if not (estimates := [each for each in found if isinstance(each, RunEstimate)]):
-        console.print(f"needs not estimated: {found[0]}", markup=False, highlight=False)
+        console.say(f"needs not estimated: {found[0]}", wrap=True)
         return
     console.print(needs_table(estimates))
     largest = max(estimates, key=lambda each: each.peak)
     available, whose = available_memory(specs[0].suite.device)
     if largest.peak > available:
-        console.print(
+        console.say(
             f"{largest.spec.entry} does not fit the {show_bytes(available)} that {whose} has free: "
             f"{make_fit(largest, available, evaluated.tasks, renderer)}",
-            markup=False,
-            highlight=False,
+            wrap=True,
         )
 
 
@@ -172,18 +170,18 @@ def _work_table(specs: Sequence[RunSpec], cells: dict[str, Task]) -> Table:
     return table
 
 
-def _print_items(console: Console, suite: Suite, task: Task) -> None:
+def _print_items(console: SafeConsole, suite: Suite, task: Task) -> None:
     """Try one item of a task; print how many items it has, how many are independent, and warnings about them."""
     tried = try_task(task, Renderer(byte_tokenizer(), Chat(template="chatml")))
     facts = describe_items(task, suite.evaluation.limit)
-    console.print(f"{task.name}: {facts}", markup=False, highlight=False, soft_wrap=True)
+    console.say(f"{task.name}: {facts}")
     worth = {split: grades.reference for split, grades in tried.items() if grades.reference != 1}
     graded = [f"the {split} reference is graded {score:g}, expected 1" for split, score in worth.items()]
     for warning in [*graded, *item_warnings(task, suite.evaluation.limit)]:
         console.print(f"[yellow]warning:[/] {task.name}: {escape(warning)}", highlight=False, soft_wrap=True)
 
 
-def _print_overlap(console: Console, overlap: Overlap) -> None:
+def _print_overlap(console: SafeConsole, overlap: Overlap) -> None:
     if overlap.found:
         table = Table(*OVERLAP_HEADER, title="training prompts in test sets")
         for row in overlap.found:
@@ -194,13 +192,12 @@ def _print_overlap(console: Console, overlap: Overlap) -> None:
 
 
 def _print_cut_references(
-    console: Console, spec: RunSpec, tasks: dict[str, Task], prompting: tuple[Renderer, int] | str
+    console: SafeConsole, spec: RunSpec, tasks: dict[str, Task], prompting: tuple[Renderer, int] | str
 ) -> None:
     """Warn of references that are cut, by the first items of each task; the run looks at all."""
     if isinstance(prompting, str):
         return
-    method = make_adapter(spec.entry, spec.suite.adapters[spec.entry])
-    for sentence in cut_references(spec, stages_on_data(spec, method), tasks, prompting[0], LOOKED_AT):
+    for sentence in cut_references(spec, stages_on_data(spec), tasks, prompting[0], SAMPLED_REFERENCES):
         console.print(f"[yellow]warning:[/] {spec.entry}: {escape(sentence)}", highlight=False, soft_wrap=True)
 
 
