@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from harness.config.base import is_list, is_mapping
+from harness.config.base import Strict, is_list, is_mapping
 from harness.config.explain import explain
 from harness.config.models import Pretrained, Scratch
 from harness.config.overrides import apply_override, expand_stages, looks_local, set_value
@@ -176,6 +176,9 @@ def _resolve_paths(value: Any, folder: Path, key: str) -> Any:
         own = {name: getattr(value, name) for name in type(value).model_fields}
         resolved = {name: _resolve_paths(part, folder, f"{key}.{name}") for name, part in own.items()}
         return value.model_copy(update={name: part for name, part in resolved.items() if part is not own[name]})
+    if isinstance(value, Strict) and isinstance(path := getattr(value, "path", None), str):  # what a server serves
+        place = (folder / Path(path).expanduser()).resolve()
+        return value.model_copy(update={"path": str(place)}) if place.is_dir() else value
     if is_mapping(value):
         return {name: _resolve_paths(part, folder, f"{key}.{name}") for name, part in value.items()}
     return value

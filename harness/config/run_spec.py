@@ -16,9 +16,7 @@ from harness.config.training import Training
 
 # Where a configuration has teachers: the suite's and the stages' own, and those behind a teacher of kind cache or routed.
 _BEHIND = ("", ".of", ".otherwise", ".by_task.*")
-TEACHERS = tuple(
-    f"{place}teacher{first}{then}" for place in ("", "stages.*.") for first in _BEHIND for then in ("", ".of")
-)
+TEACHERS = tuple(f"{place}teacher{first}{then}" for place in ("", "stages.*.") for first in _BEHIND for then in _BEHIND)
 SERVER_KEYS = (
     "urls",
     "start",
@@ -32,12 +30,13 @@ SERVER_KEYS = (
     "api_key_variable",
 )
 # A run that ran out of memory in stage 3 continues with smaller micro-batches instead of starting again.
+_TRAININGS = ("", "stages.*.", "adapter.", "stages.*.adapter.")
 _BATCHES = ("micro_batch", "tokens_per_batch", "packed", "activation_checkpointing")
 MAY_CHANGE = frozenset(
     {
         *("device", "threads", "parallel", "data", "include", "resources", "trust_remote_code"),
         *("evaluation.batch_size", "evaluation.teacher"),
-        *(f"{where}training.{key}" for where in ("", "stages.*.", "adapter.") for key in _BATCHES),
+        *(f"{where}training.{key}" for where in _TRAININGS for key in _BATCHES),
         *("vllm.gpu_memory_utilization", "vllm.cpu_cache_gib"),
         *(f"vllm_server.{key}" for key in ("urls", "shared_folder", "transfer", "concurrency", "timeout", "deadline")),
         # Where a teacher is served, and how long its answers may take; its scores show that it is the same teacher.

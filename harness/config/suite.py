@@ -6,6 +6,7 @@ under test and the budgets. Unknown keys are errors. `harness.config.load` reads
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, Literal, Self, cast
 
@@ -185,7 +186,7 @@ class Suite(Strict):
     )
     data: dict[str, str] = Field(default={}, description="name to a local path, handed to the tasks' loaders")
     include: tuple[str, ...] = Field(default=(), description="folders with more task files")
-    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    device: str = Field(default="auto", description="`auto`, `cpu`, or `cuda`: the first GPU that the run sees")
     parallel: Parallel = Field(
         default=Parallel(), description="processes that train a stage together, and share its weights"
     )
@@ -217,6 +218,18 @@ class Suite(Strict):
 
     # The settings of every backend that has a block, and of the suite's backend.
     _backends: dict[str, BackendSettings] = PrivateAttr(default={})
+
+    @field_validator("device")
+    @classmethod
+    def _first_gpu(cls, device: str) -> str:
+        if (number := re.fullmatch(r"cuda:([1-9]\d*)", device)) is not None:
+            raise ValueError(
+                f"device is {device}, and a run computes on the first GPU that it sees; give device cuda, and set "
+                f"CUDA_VISIBLE_DEVICES={number[1]}"
+            )
+        if device not in ("auto", "cpu", "cuda", "cuda:0"):
+            raise ValueError(f"device is {device!r}; expected auto, cpu or cuda")
+        return device
 
     @model_validator(mode="wrap")
     @classmethod

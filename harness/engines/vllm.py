@@ -59,7 +59,7 @@ class VLLMEngine:
         with site.log.open("ab") as log:
             self._log_start = log.tell()
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "harness.engines.vllm_process", str(theirs.fileno())],
+                [sys.executable, "-P", "-m", "harness.engines.vllm_process", str(theirs.fileno()), str(os.getpid())],
                 pass_fds=[theirs.fileno()], env=_environment(backend, site), stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
         # Only the new process may have this end open: otherwise its death would go unnoticed.

@@ -3,14 +3,17 @@
 A separate process frees its memory when it ends, needs no guarded `__main__` in the user's script, and can crash without the
 run. The engine core runs in this same process, so an error is raised here with its own cause. Requests come as (name,
 arguments) on the connection with file descriptor FD; replies are (True, value) or (False, error message). The process ends
-when the connection is closed.
+when the connection is closed, or soon after the run was killed.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
@@ -89,5 +92,20 @@ def main(connection: Connection) -> None:
             connection.send((True, value))
 
 
+def end_with(parent: int) -> None:
+    """Kill this process, and the workers of vLLM that it started, once process `parent` is gone.
+
+    A request in progress would go on for as long as it takes, with the memory that the next run needs.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 if __name__ == "__main__":
+    end_with(int(sys.argv[2]))
     main(Connection(int(sys.argv[1])))

@@ -14,6 +14,7 @@ from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -252,3 +253,12 @@ def _tensor_digests(path: Path) -> Iterator[str]:
             tensor = tensors.get_tensor(name)
             content = tensor.contiguous().flatten().view(torch.uint8).numpy()
             yield f"{name} {tensor.dtype} {tuple(tensor.shape)} {hashlib.sha256(content.tobytes()).hexdigest()}"
+
+
+def stored_parameters(folder: Path) -> int:
+    """Return how many parameters a folder's safetensors hold, from their headers; 0 where it has no such files."""
+    count = 0
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as tensors:
+            count += sum(prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+    return count

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import httpx
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
-from harness.errors import TrainingError
+from harness.errors import ConfigError, TrainingError
 from harness.lm.completions import AnswerError
 
 Result = TypeVar("Result")
@@ -149,6 +149,10 @@ class Replicas:
     def _send(self, method: str, url: str, body: Any = None) -> Any:
         try:
             response = self._client.request(method, url, json=body)
+        except httpx.InvalidURL as error:
+            raise ConfigError(
+                f"{url} is not a URL ({error}); give {self.role} an address like http://host:8000"
+            ) from error
         except httpx.HTTPError as error:
             raise UnavailableError(f"{url}: {type(error).__name__} {error}".strip()) from error
         if response.status_code in RETRIED:

@@ -15,8 +15,8 @@ from harness.lmeval.task import Task
 def grader_source(task: Task) -> str:
     """Return a hash of what decides a grade besides the references: the grader's package, filters and metrics."""
     config = task.config
-    source = _package_source(config.process_results) if callable(config.process_results) else ""
-    parts = [source, *(str(_plain(listed)) for listed in (config.filter_list, config.metric_list)), task.metric]
+    own = [_plain(config.process_results)] if callable(config.process_results) else []
+    parts = [*map(str, own), *(str(_plain(listed)) for listed in (config.filter_list, config.metric_list)), task.metric]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
@@ -39,7 +39,8 @@ def _plain(value: Any) -> Any:
         return [_plain(part) for part in value]
     if not callable(value):
         return value
-    name = getattr(value, "__qualname__", type(value).__qualname__)
+    # lm-eval names the module of a function in a file by the file's path, which is another one on another machine.
+    name = f"{Path(str(value.__module__)).name}.{getattr(value, '__qualname__', type(value).__qualname__)}"
     return [name, hashlib.sha256(_package_source(value).encode()).hexdigest()]
 
 

@@ -40,7 +40,10 @@ def run(spec: RunSpec, report: Report = silent, begin: Begin | None = None) -> P
     store, remote = RunStore(spec.path), RemoteStages(spec.suite.storage, spec.path, spec.out)
     with store.locked(), stderr_to(spec.path / "log.txt"), ExitStack() as stack:
         remote.fetch()
+        folders = [store.stage(0), *(store.stage(stage.index, stage.name) for stage in spec.stages)]
         if is_finished(spec):
+            if remote.lacks_end():
+                remote.put(store.teacher, *folders)
             return spec.path
         stack.enter_context(remote.held(lambda sentence: report(Event(spec.label, sentence, warning=True))))
         if is_finished(spec):  # by another machine, until a moment ago
@@ -50,7 +53,6 @@ def run(spec: RunSpec, report: Report = silent, begin: Begin | None = None) -> P
         spec = resources.spec
         trainer, evaluator = StageTrainer(resources, remote), StageEvaluator(resources, store.stage(0))
         evaluations = BackgroundEvaluations(evaluator, begin)
-        folders = [store.stage(0), *(store.stage(stage.index, stage.name) for stage in spec.stages)]
         _prepare(resources, store)
         checkpoint = resources.start
         with (

@@ -22,7 +22,15 @@ from harness.engines.engine import Engine
 from harness.engines.first_process import FirstProcessEngine
 from harness.engines.hf import HFEngine
 from harness.errors import RunError, StoppedError, TrainingError
-from harness.lm.checkpoints import Loaded, files_digest, load_checkpoint, save_checkpoint, weights_digest
+from harness.lm.checkpoints import (
+    Loaded,
+    files_digest,
+    load_checkpoint,
+    load_renderer,
+    save_checkpoint,
+    stored_parameters,
+    weights_digest,
+)
 from harness.lm.logprobs import check_head
 from harness.lm.precision import suit_attention, tf32
 from harness.lm.seeding import seed_global_generators
@@ -107,7 +115,8 @@ class StageTrainer:
         weights = self.resources.verify(checkpoint, before)
         uploads = self.remote.uploads(folder, self.resources.warn)
         snapshots = snapshots_at_once(self.suite)
-        if adapter.updates and (warning := check_space(self.spec.path, checkpoint, stage.name, snapshots)):
+        size = 4 * stored_parameters(checkpoint)  # a stage saves float32, whatever the start's file holds
+        if adapter.updates and (warning := check_space(self.spec.path, size, stage.name, snapshots)):
             self.resources.warn(warning)
         with self.phase("models"):
             student = load_checkpoint(checkpoint, _as_trained(self.suite.student, stage.training), self.device)
@@ -144,9 +153,16 @@ class StageTrainer:
             "rollouts": self.suite.keep_rollouts,
             "start": [self.resources.weights["start"], self.resources.inputs()],
             "records": manifest.overlap.digests if manifest and manifest.overlap else None,
+            "items": [self._items(planned) for planned in before],
             "made with": [self.device, this_session().packages],
         }
         return digest(parts)
+
+    def _items(self, stage: PlannedStage) -> list[str]:
+        """Return the digest of what a stage trains on: each task's prompts and references, as they are rendered."""
+        renderer, limit = load_renderer(self.resources.start, self.suite.student), stage.training.train_items
+        by_task = [self.resources.tasks[task].training_examples(renderer, limit) for task in stage.trains]
+        return [digest([[example.prompt, example.target] for example in examples]) for examples in by_task]
 
     def _curve_settings(self) -> list[Any]:
         """Return what decides a stage's learning curve, next to the weights."""

@@ -34,5 +34,7 @@ def _leaves(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
     for name, value in fields.items():
         if is_mapping(value):
             yield from _leaves(value, f"{prefix}{name}.")
+        elif is_list(value) and value and all(map(is_mapping, value)):
+            yield from _leaves({str(place): part for place, part in enumerate(value)}, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value

@@ -54,12 +54,12 @@ def snapshots_at_once(suite: Suite) -> int:
     return 0 if suite.snapshot_minutes is None else 2 if suite.storage is None else 3
 
 
-def check_space(run: Path, start: Path, stage: str, snapshots: int) -> str:
+def check_space(run: Path, size: int, stage: str, snapshots: int) -> str:
     """Raise `RunError` where the disk has no room for a stage's checkpoint; return a warning where snapshots may not fit.
 
-    The warning is empty where all fits. `snapshots` are on disk at once, each with the weights and two moments of each.
+    The warning is empty where all fits. `size` is the checkpoint's in bytes. `snapshots` are on disk at once, each with the
+    weights and two moments of each.
     """
-    size = sum(file.stat().st_size for file in start.rglob("*") if file.is_file())
     free = shutil.disk_usage(run).free
     if free < size:
         raise RunError(

@@ -123,10 +123,11 @@ class RunStore:
 
         if found is not None and found.sessions and not found.finished and averages_micro_batches(manifest.config):
             now, before = session_settings(manifest.config), found.sessions[-1].settings
-            for key in (key for key in now if key.endswith("training.micro_batch")):
-                if before.get(key, now[key]) != now[key]:
+            for key in (key for key in {**now, **before} if before and key.endswith("training.micro_batch")):
+                was, present = (settings.get(key, "not set") for settings in (before, now))
+                if was != present:
                     raise RunError(
-                        f"{self.path} was trained with {key} {before[key]}, and now it is {now[key]}; with reduction: "
+                        f"{self.path} was trained with {key} {was}, and now it is {present}; with reduction: "
                         "micro_batch_mean the loss depends on it, so set it back, or choose another --out"
                     )
 

@@ -10,6 +10,7 @@ import json
 import math
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -184,7 +185,7 @@ def _known_probe(kind: Server, ids: Sequence[int], positions: Sequence[Position]
     """Return the probe with the scores in the run's folder, or with new ones, which are then written there."""
     path = folder / f"teacher_{digest([kind.model, kind.revision])}.json"
     sampled = tuple(each.sampled for each in positions)
-    if path.is_file():
+    with suppress(FileNotFoundError, ValueError):  # a power cut may leave an empty file
         stored = json.loads(path.read_text(encoding="utf-8"))
         if tuple(stored["ids"]) == tuple(ids):
             return ServerProbe(tuple(ids), tuple(stored["sampled"]), stored["identity"], kind.tolerance, sampled)

@@ -97,20 +97,18 @@ def test_a_start_that_is_not_a_runs_checkpoint_gets_no_note(tmp_path: Path):
 def test_a_full_disk_is_refused_before_a_stage_and_a_narrow_one_warned_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    (tmp_path / "start").mkdir()
-    (tmp_path / "start" / "model.safetensors").write_bytes(b"0" * 1_000)
 
     def free(size: int) -> None:
         monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=size))
 
     free(999)
     with pytest.raises(RunError, match=r"stage a leaves a checkpoint .* free some space"):
-        check_space(tmp_path, tmp_path / "start", "a", snapshots=2)
+        check_space(tmp_path, 1_000, "a", snapshots=2)
     free(6_999)
-    assert "snapshots" in check_space(tmp_path, tmp_path / "start", "a", snapshots=2)
-    assert check_space(tmp_path, tmp_path / "start", "a", snapshots=0) == ""
+    assert "snapshots" in check_space(tmp_path, 1_000, "a", snapshots=2)
+    assert check_space(tmp_path, 1_000, "a", snapshots=0) == ""
     free(7_000)
-    assert check_space(tmp_path, tmp_path / "start", "a", snapshots=2) == ""
+    assert check_space(tmp_path, 1_000, "a", snapshots=2) == ""
 
 
 def test_a_stage_that_is_not_there_is_refused_when_the_suite_is_read(tmp_path: Path):

@@ -90,6 +90,8 @@ def recipe_key(spec: Scratch, seed: int, texts: dict[str, list[Text]], device: s
     strength = spec.warmup.strengths[spec.strength].model_dump()
     versions = {name: version(name) for name in ("torch", "transformers", "tokenizers")}
     parts = {"recipe": recipe, "strength": strength, "seed": seed, "texts": digest(texts), "versions": versions}
+    if spec.chat.template is not None and (template := Path(spec.chat.template)).is_file():
+        parts["template"] = digest(template.read_text(encoding="utf-8"))
     kind = device.partition(":")[0]
     return digest(parts if kind == "cpu" else {**parts, "device": kind})
 

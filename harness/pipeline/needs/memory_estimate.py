@@ -10,17 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import safe_open
 
 from harness.adapter import Requirements
 from harness.config.models import Architecture, Model, Pretrained, Scratch
 from harness.config.training import Training
-from harness.lm.checkpoints import OWN_CODE
+from harness.lm.checkpoints import OWN_CODE, stored_parameters
 from harness.lm.tiles import LARGE_TILE, TILES
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -65,7 +63,7 @@ def shape_of(spec: Model) -> ModelShape | None:
     from transformers import AutoConfig
 
     config: Any = AutoConfig.from_pretrained(file.parent, **OWN_CODE)
-    return _shape(config, _stored_parameters(file.parent) or _counted_parameters(config))
+    return _shape(config, stored_parameters(file.parent) or _counted_parameters(config))
 
 
 def config_file(spec: Pretrained) -> Path | None:
@@ -174,15 +172,6 @@ def _recipe_shape(shape: Architecture, vocabulary: int) -> ModelShape:
     tables = (1 if shape.tie_embeddings else 2) * vocabulary * shape.hidden_size
     parameters = tables + shape.layers * layer + shape.hidden_size
     return ModelShape(parameters, vocabulary, shape.hidden_size, shape.layers, shape.intermediate_size, queries, keys)
-
-
-def _stored_parameters(folder: Path) -> int:
-    """Return how many parameters a folder's safetensors hold, from their headers; 0 where it has no such files."""
-    count = 0
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as tensors:
-            count += sum(prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
-    return count
 
 
 def _counted_parameters(config: Any) -> int:

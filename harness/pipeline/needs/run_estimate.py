@@ -127,9 +127,10 @@ def needs_table(estimates: Sequence[RunEstimate]) -> Table:
         table.add_column(name, justify="right")
     for estimate in estimates:
         needs = [needs for _, needs in estimate.stages]
-        trained = estimate.spec.kind != "none"
+        control = estimate.spec.kind == "none"
+        steps = [stage.training.steps for stage, _ in estimate.stages if stage.own_adapter or not control]
         cells = (
-            f"{sum(stage.training.steps for stage, _ in estimate.stages) if trained else 0:,}",
+            f"{sum(steps):,}",
             f"{sum(each.tokens for each in needs):,}",
             _petaflop(sum(each.flops for each in needs)),
             show_bytes(estimate.peak),

@@ -23,7 +23,7 @@ from harness.pipeline.processes.started_teachers import started_teachers
 from harness.pipeline.processes.stop_signals import note_signals
 from harness.pipeline.sweeps.ray_nodes import on_node, reserve_nodes
 from harness.pipeline.sweeps.ray_tasks import RETRIES, Board, build_model, do_run, on_this_node, task_options
-from harness.pipeline.sweeps.sweep import models_of
+from harness.pipeline.sweeps.sweep import models_of, refuse_shared_engine
 from harness.rundir.process.progress import Report
 from harness.rundir.shared.remote_stages import RemoteStages
 from harness.rundir.training.snapshots import StopRequest
@@ -40,6 +40,7 @@ def sweep_on_ray(
     After the first error no further run begins, and the error is raised when the runs under way have ended. Raises
     `ConfigError` where Ray is not installed, no cluster answers, or no node has what a suite asks for.
     """
+    refuse_shared_engine(specs, len(specs))
     ray = _connect(address)
     try:
         with started_teachers([replace(spec, out=spec.out.resolve()) for spec in specs], report) as started:

@@ -19,7 +19,8 @@ from harness.config.base import digest
 from harness.config.models import Model, Scratch
 from harness.config.run_spec import RunSpec
 from harness.config.suite import Suite
-from harness.errors import HarnessError, RunError
+from harness.engines.backend import backend_of
+from harness.errors import ConfigError, HarnessError, RunError
 from harness.pipeline.adapter_checks import emulated_bfloat16
 from harness.pipeline.processes.devices import (
     keep_freed_memory,
@@ -49,12 +50,26 @@ def threads_of(suite: Suite, workers: int) -> int | None:
 
 
 def default_workers(specs: Sequence[RunSpec]) -> int:
-    """Return how many runs go in parallel: one for each share of GPUs (see `gpu_shares`), else one per processor."""
+    """Return how many runs go in parallel: one for each share of GPUs (see `gpu_shares`), else one per processor.
+
+    Servers of rollouts hold one set of weights, so runs that ask them go one after another.
+    """
+    if any(backend_of(spec.suite).is_shared for spec in specs):
+        return 1
     if shares := gpu_shares(specs[0].suite):
         return min(len(specs), len(shares))
     if resolve_device(specs[0].suite.device).startswith("cuda"):
         return 1
     return max(1, min(len(specs), usable_processors()))
+
+
+def refuse_shared_engine(todo: Sequence[RunSpec], at_once: int) -> None:
+    """Raise `ConfigError` where several runs at once would overwrite one another's weights on the servers that they ask."""
+    if at_once > 1 and len(todo) > 1 and any(backend_of(spec.suite).is_shared for spec in todo):
+        raise ConfigError(
+            f"{len(todo)} runs, {at_once} at a time, would share the servers of backend {todo[0].suite.backend}, which hold "
+            "the weights of one run; do them one after another with --workers 1, or give each run its own servers and --out"
+        )
 
 
 def gpu_shares(suite: Suite) -> list[str]:
@@ -81,6 +96,7 @@ def sweep(
     SIGINT reach every worker: its run ends after its present training step, with a snapshot.
     """
     todo = [spec for spec in specs if not is_finished(spec)]
+    refuse_shared_engine(todo, workers)
     shares, taken = gpu_shares(specs[0].suite), gpus_of_teachers(specs[0].suite)
     for suite in {spec.suite.name: spec.suite for spec in todo}.values():
         entries = {spec.entry for spec in todo if spec.suite.name == suite.name}

@@ -137,13 +137,14 @@ class Lease:
     def _renew(self, ended: threading.Event) -> None:
         while self.number and not ended.wait(self.renewal):
             # Where the store does not answer, whoever waits sees no renewal, and this process may find a higher number later.
-            with suppress(OSError):
+            # Each kind of store has errors of its own.
+            with suppress(Exception):
                 if (found := self._newest()) is not None and not self._is_own(found):
                     return
                 self.system.pipe_file(self._path(self.number), self._content())
 
     def _release(self) -> None:
-        with suppress(OSError):  # then it ends by itself after `valid` seconds
+        with suppress(Exception):  # then it ends by itself after `valid` seconds
             if self.number and (found := self._newest()) is not None and self._is_own(found):
                 self.system.pipe_file(self._path(self.number), self._content(released=True))
 

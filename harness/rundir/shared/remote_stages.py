@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.errors import ConfigError, RunError
+from harness.errors import ConfigError, HarnessError, RunError
 from harness.rundir.files import DONE
 from harness.rundir.shared.lease import Lease
 from harness.rundir.shared.listed_folders import DamagedFolderError, fetch_folder, is_inside, put_folder, read_list
@@ -67,8 +67,20 @@ class RemoteStages:
             if (run / MANIFEST).is_file():
                 system.makedirs(root, exist_ok=True)
                 system.put_file(str(run / MANIFEST), f"{root}/{MANIFEST}")
-        except OSError as error:
+        except HarnessError:
+            raise
+        except Exception as error:  # each kind of store has errors of its own
             raise RunError(f"storage {self.url} does not take the stages of {run} ({error}); {_CONTINUES}") from error
+
+    def lacks_end(self) -> bool:
+        """Return whether the store does not know that the run is finished, as after a failure of the last copy."""
+        if self.url is None:
+            return False
+        system, root = self._open()
+        try:
+            return not json.loads(system.cat_file(f"{root}/{MANIFEST}"))["finished"]
+        except FileNotFoundError:
+            return True
 
     def fetch(self) -> None:
         """Copy the finished folders that the run lacks from the store, each whole or not at all."""
@@ -90,7 +102,9 @@ class RemoteStages:
                         raise RunError(f"{error}; {remove}") from error
             if system.exists(f"{root}/{MANIFEST}"):
                 self._fetch_manifest(system, f"{root}/{MANIFEST}", run)
-        except OSError as error:
+        except HarnessError:
+            raise
+        except Exception as error:  # each kind of store has errors of its own
             raise RunError(f"storage {self.url} does not give the stages of {run} ({error}); {_CONTINUES}") from error
 
     def fetch_snapshot(self, folder: StageFolder, warn: Callable[[str], object]) -> None:
@@ -125,7 +139,9 @@ class RemoteStages:
         assert self.url is not None
         try:
             leased = Lease(*self._open(), self.url).is_possible()
-        except OSError as error:
+        except HarnessError:
+            raise
+        except Exception as error:  # each kind of store has errors of its own
             raise RunError(
                 f"storage {self.url} does not take a file ({error}); correct `storage`, or the rights to write there"
             ) from error

@@ -58,7 +58,8 @@ def last_valid_box(text: str) -> str:
     """
     starts = [box.start() for box in BOX.finditer(text)]
     ends = [*starts[1:], len(text)]
-    return next((held for end in reversed(ends) if starts and (held := last_box(text[:end]))), "")
+    parts = (text[start:end] for start, end in zip(reversed(starts), reversed(ends), strict=True))
+    return next((held for part in parts if (held := last_box(part))), "")
 
 
 def _dataset(sources: Iterable[Mapping[str, Any]], data: Mapping[str, str]) -> Dataset:
