@@ -230,8 +230,8 @@ def test_a_group_stands_under_a_further_profile_where_all_its_tasks_generate(fol
 @pytest.mark.parametrize(
     ("probes", "sentence"),
     [
-        (["all_orders", "orders"], "task orders is named twice by the suite, by all_orders and by orders"),
-        (["orders", "even_orders"], "task orders is named twice by the suite, by orders and by even_orders"),
+        (["all_orders", "orders"], "task orders .*twice .*by all_orders and by orders"),
+        (["orders", "even_orders"], "task orders .*twice .*by orders and by even_orders"),
     ],
 )
 def test_a_task_that_two_names_stand_for_is_refused(probes: list[str], sentence: str, folder: Path, tmp_path: Path):
@@ -240,7 +240,7 @@ def test_a_task_that_two_names_stand_for_is_refused(probes: list[str], sentence:
 
 
 def test_a_group_cannot_be_a_stage(folder: Path):
-    with pytest.raises(TaskError, match="all_orders is a group of 2 tasks; a stage and a warm-up take single tasks"):
+    with pytest.raises(TaskError, match="all_orders is a group of 2 tasks"):
         TaskLibrary([folder]).load("all_orders")
 
 
@@ -250,7 +250,7 @@ def test_a_metric_where_lower_is_better_is_not_a_score(tmp_path: Path):
     library = TaskLibrary([tmp_path])
     assert library.load("unsure").metric == "acc"
     write(tmp_path, "unsure", CHOICES, **{**CHOICE, "metric_list": [errors]})
-    with pytest.raises(TaskError, match=r"lower is better in 'brier_score'.*none of its metrics fits"):
+    with pytest.raises(TaskError, match=r"'brier_score'.*none of its metrics"):
         settle_generation(TaskLibrary([tmp_path]).load("unsure"), Evaluation().decoding)
 
 
@@ -262,9 +262,7 @@ def test_a_score_outside_0_to_1_is_refused(tmp_path: Path, checkpoint: Path):
     (tmp_path / "g.py").write_text("def grade(doc, results):\n    return {'exact_match': 23.5}\n")
     library = TaskLibrary([tmp_path])
     subject = ServedCheckpoint(checkpoint, weights_digest(checkpoint), CHATML, "float32", "cpu")
-    with pytest.raises(
-        TaskError, match=r"its grader gave 23\.5 for 'exact_match' of one item, expected a number from 0 to 1"
-    ):
+    with pytest.raises(TaskError, match=r"23\.5 for 'exact_match' .*0 to 1"):
         evaluate_checkpoint(subject, [library.load("written")], library, Evaluation(), SharedCells(tmp_path))
 
 

@@ -60,9 +60,9 @@ def test_a_suite_without_profiles_is_what_it_was():
     [
         (
             {"n": 4, "pass_at": [1, 8]},
-            r"pass_at asks for pass@8, but n is 4 answers to each item; raise n",
+            r"pass_at .*\bpass@8, but n is 4\b",
         ),
-        ({"n": 4, "temperature": 0}, "n is 4, but greedy decoding gives the same answer 4 times"),
+        ({"n": 4, "temperature": 0}, "n is 4, but greedy decoding"),
         ({"n": 4, "do_sample": False}, "greedy decoding"),
         ({"n": 0}, "greater than 0"),
         ({"n": 2, "pass_at": [0]}, "greater than 0"),
@@ -100,7 +100,7 @@ def test_each_profile_has_settings_of_its_own_on_the_loaded_task(library: TaskLi
 
 
 def test_several_greedy_answers_are_refused_where_the_task_decides(library: TaskLibrary):
-    with pytest.raises(TaskError, match="profile many asks for 4 answers of each item and decoding is greedy"):
+    with pytest.raises(TaskError, match=r"profile many .*4 answers .*greedy"):
         under_profiles([library.load("tiny_weather")], evaluation(greedy={}, many={"n": 4}))
 
 
@@ -254,7 +254,7 @@ def test_a_run_keeps_the_cells_of_every_profile(finished: RunSpec):
 
 def test_the_order_of_profiles_is_part_of_a_runs_configuration(finished: RunSpec, tmp_path: Path):
     other = profiled(tmp_path, {"sampled": SAMPLED, "greedy": {}})
-    with pytest.raises(RunError, match=r"a different configuration \(differs in evaluation\.profiles\)"):
+    with pytest.raises(RunError, match=r"differs in evaluation\.profiles\)"):
         run(RunSpec(other, "none", 0, out=finished.out))
 
 

@@ -101,7 +101,7 @@ def test_todays_grader_that_is_the_old_one_changes_nothing(finished: Path):
 
 def test_a_report_shows_the_chosen_graders_scores(finished: Path):
     own = load_frames([finished]).scores
-    with pytest.raises(RunError, match=r"No cell is graded by 'parsed'; .*harness regrade .* --grader parsed"):
+    with pytest.raises(RunError, match=r"'parsed'; .*harness regrade .* --grader parsed"):
         load_frames([finished], "parsed")
     rows = regrade_runs([finished], "parsed", trust=True)
     shown = load_frames([finished], "parsed").scores.set_index(["stage", "task"])
@@ -123,7 +123,7 @@ def test_grades_of_answers_that_were_replaced_since_are_not_shown(finished: Path
 
 
 def test_a_grader_that_no_task_offers_is_refused_with_those_they_do(finished: Path):
-    with pytest.raises(TaskError, match=r"--grader nice: no task with stored answers offers it; .*strict, sdft, aopd"):
+    with pytest.raises(TaskError, match=r"--grader nice: .*\bstrict, sdft, aopd"):
         regrade_runs([finished], "nice", trust=True)
 
 

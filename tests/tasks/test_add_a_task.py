@@ -69,17 +69,17 @@ def test_one_file_is_enough_for_a_stage_and_a_probe(folder: Path, tmp_path: Path
         (
             "doc_to_text:",
             "doc_to_txt:",
-            "unknown key 'doc_to_txt', which lm-eval does not take; did you mean 'doc_to_text'?",
+            "unknown key 'doc_to_txt', .*'doc_to_text'",
         ),
-        ("max_gen_toks: 16", "max_gen_toks: many", "generation_kwargs.max_gen_toks is 'many', expected a whole number"),
-        ("max_gen_toks: 16", "max_gen_tokens: 16", "generation_kwargs max_gen_tokens are not supported"),
+        ("max_gen_toks: 16", "max_gen_toks: many", r"generation_kwargs\.max_gen_toks is 'many'"),
+        ("max_gen_toks: 16", "max_gen_tokens: 16", "generation_kwargs max_gen_tokens"),
         (
             "{metric: exact_match,",
             "{metric: exact_mach,",
-            "metric_list names the metric 'exact_mach', expected 'exact_match'",
+            "'exact_mach', expected 'exact_match'",
         ),
-        ("capitals/test.jsonl", "capitals/tests.jsonl", "expected the files that dataset_kwargs names"),
-        ("{{country}}", "{{contry}}", "a template names a field that the records lack ('contry' is undefined)"),
+        ("capitals/test.jsonl", "capitals/tests.jsonl", "files that dataset_kwargs names"),
+        ("{{country}}", "{{contry}}", r"\('contry' is undefined\)"),
     ],
     ids=["key", "type", "setting", "metric", "file", "field"],
 )
@@ -90,4 +90,4 @@ def test_a_mistake_in_the_file_is_one_sentence(found: str, written: str, sentenc
     file.write_text(text.replace(found, written), encoding="utf-8")
     with pytest.raises(TaskError) as error:
         check_task(Console(width=200, record=True), "capitals", [folder], [])
-    assert sentence in " ".join(str(error.value).split())
+    assert re.search(sentence, " ".join(str(error.value).split()))
