@@ -228,9 +228,7 @@ def test_no_seed_in_common_is_refused(tmp_path: Path):
     paths = [write_three(tmp_path, "opd", LOW, (0.0, 0.0)), tmp_path / "tiny" / "aopd"]
     for seed in (2, 3):
         write_run(tmp_path, "aopd", seed, HIGH)
-    with pytest.raises(
-        RunError, match="opd has seeds 0, 1 and aopd 2, 3, none in common; run both with the same seeds"
-    ):
+    with pytest.raises(RunError, match=r"opd .*0, 1 and aopd 2, 3, none in common"):
         _ = Comparison(find_methods(paths)).rows
 
 
@@ -275,24 +273,24 @@ def test_two_orders_of_the_same_tasks_are_paired_by_task_without_what_they_forge
 
 def test_several_orders_need_a_choice(tmp_path: Path, two: list[Path]):
     write_run(tmp_path, "opd", 0, LOW, order="back")
-    with pytest.raises(RunError, match=r"has runs in the orders back, default; choose one with --order"):
+    with pytest.raises(RunError, match=r"orders back, default; .*--order"):
         find_methods(two)
     assert find_methods(two, order="default")[0].first.order == "default"
-    with pytest.raises(RunError, match=r"no run in order 'joint'; it has back, default"):
+    with pytest.raises(RunError, match=r"order 'joint'; .*back, default"):
         find_methods(two, order="joint")
 
 
 def test_mistakes_name_what_there_is(two: list[Path]):
-    with pytest.raises(RunError, match="holds one method, opd; name at least 2 methods"):
+    with pytest.raises(RunError, match=r"one method, opd; .*2 methods"):
         find_methods(two[:1])
-    with pytest.raises(RunError, match="has no profile 'sampled'; it has default"):
+    with pytest.raises(RunError, match=r"profile 'sampled'; .*\bdefault\b"):
         find_methods(two, profile="sampled")
     with pytest.raises(RunError, match=f"^{re.escape(str(two[0]))} is named twice"):
         find_methods([two[0], two[0]])
     methods = find_methods(two)
-    with pytest.raises(RunError, match="--stage 3: the runs have the stages 0"):
+    with pytest.raises(RunError, match=r"--stage 3: .*stages 0"):
         Comparison(methods, stage=3)
-    with pytest.raises(RunError, match="--task weather: no run has it; they have tiny_arithmetic"):
+    with pytest.raises(RunError, match=r"--task weather: .*tiny_arithmetic"):
         Comparison(methods, tasks=["weather"])
 
 
