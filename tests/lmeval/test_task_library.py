@@ -166,9 +166,15 @@ def test_a_data_set_that_is_a_script_is_one_sentence_that_says_what_to_do(tmp_pa
     evidence="functions are loaded",
 )
 def test_checking_files_executes_nothing(tmp_path: Path):
+    mark = tmp_path / "executed"
     write_task(tmp_path)
-    (tmp_path / "made_up_code.py").write_text("raise SystemExit('executed')")
-    TaskLibrary([tmp_path])
+    (tmp_path / "made_up_code.py").write_text(f"from pathlib import Path\nPath({str(mark)!r}).touch()\n")
+    library = TaskLibrary([tmp_path])
+    assert "made_up" in library.names()
+    assert not mark.exists()
+    with pytest.raises(TaskError, match="made_up"):  # its code has no records; loading is what executes it
+        library.load("made_up")
+    assert mark.exists()
 
 
 @pytest.mark.pitfall(
