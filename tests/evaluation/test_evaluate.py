@@ -18,7 +18,16 @@ from harness.evaluation.hf_model import HarnessHFLM
 from harness.lm.checkpoints import load_checkpoint
 from harness.lmeval.checks import check_test_prompts
 from harness.lmeval.library import TaskLibrary
-from tests.support.evaluation import CHATML, CHOICES, OWN_METRIC, float32_spec, settled, stock_answers, subject
+from tests.support.evaluation import (
+    CHATML,
+    CHOICES,
+    OWN_METRIC,
+    float32_spec,
+    settled,
+    stock_answers,
+    subject,
+    write_choices,
+)
 from tests.support.models import dense_logprobs, write_task
 
 
@@ -105,12 +114,7 @@ def test_sampled_answers_depend_on_the_evaluations_seed(student_folder: Path, li
 def test_a_multiple_choice_probe_is_scored_by_the_models_likelihoods(
     student_folder: Path, shared: SharedCells, tmp_path: Path
 ):
-    rows = [{"prompt": f"pick {i}", "answers": ["Oslo", "monday", "{"], "label": i % 3} for i in range(6)]
-    write_task(
-        tmp_path, docs={"train": rows, "test": rows}, output_type="multiple_choice", doc_to_target="label",
-        doc_to_choice="answers", generation_kwargs=None, grader=None, metadata={"version": 1.0},
-        metric_list=[{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
-    )  # fmt: skip
+    rows = write_choices(tmp_path)
     library = TaskLibrary([tmp_path])
     task = library.load("made_up")
     cell = evaluate_checkpoint(subject(student_folder), [task], library, Evaluation(), shared)["made_up"]

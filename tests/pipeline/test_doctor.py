@@ -31,7 +31,8 @@ from harness.pipeline.needs.memory_estimate import ModelShape, shape_of, show_by
 from harness.pipeline.needs.probe import Probe, build_models, probe_run
 from harness.pipeline.needs.run_estimate import RunEstimate, estimate_run, make_fit
 from harness.rundir.reader import find_runs
-from tests.support.models import byte_renderer, micro_suite, write_task, write_yaml
+from tests.support.evaluation import write_choices
+from tests.support.models import byte_renderer, micro_suite, write_yaml
 
 # Qwen3-8B: 8.19 billion parameters by its card.
 QWEN3_8B: dict[str, Any] = {
@@ -122,12 +123,7 @@ def test_an_evaluation_s_needs_by_hand():
 
 
 def test_an_evaluation_asks_what_lm_eval_asks(tmp_path: Path):
-    rows = [{"prompt": f"pick {i}", "answers": ["Oslo", "monday", "{"], "label": i % 3} for i in range(6)]
-    write_task(
-        tmp_path, docs={"train": rows, "test": rows}, output_type="multiple_choice", doc_to_target="label",
-        doc_to_choice="answers", generation_kwargs=None, grader=None, metadata={"version": 1.0},
-        metric_list=[{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
-    )  # fmt: skip
+    rows = write_choices(tmp_path)
     library = TaskLibrary([tmp_path])
     task = library.load("tiny_arithmetic")
     renderer = byte_renderer()

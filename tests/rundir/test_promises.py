@@ -31,7 +31,7 @@ from harness.rundir.stage_folder import stage_folder
 from harness.rundir.store import RunStore, is_finished
 from harness.rundir.training.snapshots import FileSnapshots, StopRequest
 from tests.support.reports.records import cell_of, manifest_of
-from tests.support.runs import FOLDERS, cells
+from tests.support.runs import FOLDERS, cells, flip_a_byte
 from tests.support.runs import manifest as manifest_json
 
 
@@ -105,12 +105,6 @@ def cell_frame() -> Any:
     import pandas as pd
 
     return pd.DataFrame({"item_id": ["a"], "score": [1.0]})
-
-
-def flip_a_byte(file: Path) -> None:
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(content)
 
 
 def turn_rope(file: Path) -> None:

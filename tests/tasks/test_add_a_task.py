@@ -16,20 +16,16 @@ from harness.errors import TaskError
 from harness.pipeline.plan import print_plan
 from harness.pipeline.task_check import check_task
 from tests.support.models import micro_suite, write_yaml
+from tests.support.pages import blocks
 
 PAGE = (Path(__file__).parents[2] / "docs" / "add-a-task.md").read_text(encoding="utf-8")
 COUNTRIES = {"Norway": "Oslo", "Peru": "Lima", "Kenya": "Nairobi", "Japan": "Tokyo", "Chile": "Santiago"}
 
 
-def blocks(language: str) -> list[str]:
-    """Return the page's blocks in a language, in order."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """The page's two task files with records like the page's, its paths below this folder."""
-    capital, call = map(json.loads, blocks("json"))
+    capital, call = map(json.loads, blocks(PAGE, "json"))
     capitals = [capital, *({"country": country, "capital": city} for country, city in COUNTRIES.items())]
     calls = [json.loads(json.dumps(call).replace("Oslo", city)) for city in COUNTRIES.values()]
     for name, rows in (("capitals", capitals), ("home_tools", calls)):
@@ -39,7 +35,7 @@ def folder(tmp_path: Path) -> Path:
             (records / f"{split}.jsonl").write_text("\n".join(map(json.dumps, part)), encoding="utf-8")
     tasks = tmp_path / "my-tasks"
     tasks.mkdir()
-    for text in blocks("yaml"):
+    for text in blocks(PAGE, "yaml"):
         name = re.match(r"# my-tasks/(\w+\.yaml)\n", text)
         assert name is not None, "each file of the page says where it lies"
         (tasks / name[1]).write_text(text.replace("/data/", f"{tmp_path}/data/"), encoding="utf-8")
