@@ -217,10 +217,8 @@ def test_an_adapter_whose_library_is_missing_is_skipped_with_the_reason():
             raise ConfigError("trains with TRL, which is not installed; `pip install trl`")
 
     (missing,) = check_adapter(Imports(), ["trains"])
-    assert (missing.result, missing.sentence) == (
-        "skipped",
-        "No module named 'no_such_library'; install the extra that brings it",
-    )
+    assert missing.result == "skipped"
+    assert "'no_such_library'; install" in missing.sentence
     (refused,) = check_adapter(Refuses(), ["trains"])
     assert (refused.result, refused.sentence) == (
         "skipped",

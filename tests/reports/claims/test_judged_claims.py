@@ -219,7 +219,8 @@ def test_methods_that_start_from_different_weights_are_not_compared_by_seed(tmp_
     write(tmp_path, "opd", [0.5, 0.5, 0.5], [0.3, 0.3, 0.3])
     write(tmp_path, "aopd", [0.8, 0.81, 0.79], [0.3, 0.31, 0.3], weights="elsewhere")
     (row,) = rows_of(tmp_path, {})
-    assert (row.verdict, row.reason) == (NOT_TESTABLE, "aopd and opd start from different weights at seed 0")
+    assert row.verdict == NOT_TESTABLE
+    assert re.fullmatch("aopd and opd .*different weights .*seed 0", row.reason)
 
 
 def test_two_seeds_test_nothing(tmp_path: Path):

@@ -113,9 +113,9 @@ def test_methods_that_learn_other_tasks_by_themselves_have_no_average_of_learnin
         names = {row.quantity.name for row in compared.rows if row.task in ("", AVERAGE)}
         assert LEARNING.name not in names
         assert ACCURACY.name in names
-        assert any("what they learned on average is not compared" in note for note in compared.notes())
+        assert any("learned on average is not compared" in note for note in compared.notes())
         (sentence, *_) = headline_of(compared.methods)
-        assert "what they learned on average is not compared" in sentence
+        assert "learned on average is not compared" in sentence
         assert f"{compared.methods[1].name} ends at" in sentence
 
 
@@ -186,14 +186,14 @@ def test_entropy_is_of_own_answers_alone(tmp_path: Path):
     assert row is not None
     assert row.difference.base == pytest.approx(1 - 0.1 * 1.5)
     assert compared.row("sft", ENTROPY) is None
-    assert "sft trains on references, so its entropy in training is not compared." in compared.notes()
+    assert any(re.match("sft trains on references, .*entropy", note) for note in compared.notes())
 
 
 def test_seeds_without_a_partner_are_named(tmp_path: Path):
     paths = [write_three(tmp_path, "opd", LOW), write_three(tmp_path, "aopd", HIGH, (0.0,))]
     compared = Comparison(find_methods(paths))
     assert {row.difference.seeds.seeds for row in compared.rows} == {1}
-    assert "opd: seeds 1, 2 have no partner and are left out." in compared.notes()
+    assert any(note.startswith("opd: seeds 1, 2 ") for note in compared.notes())
 
 
 def test_no_seed_in_common_is_refused(tmp_path: Path):

@@ -101,15 +101,15 @@ def test_verdicts_are_printed_in_the_format_that_is_asked_for(
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--format", "html"], "--format html: expected one of markdown, csv, latex"),
-        (["--stage", "0,1,2"], "--stage 0,1,2: expected one stage, or two"),
-        (["--stage", "one"], "--stage one: found 'one', expected whole numbers"),
+        (["--format", "html"], "--format html: .*markdown, csv, latex"),
+        (["--stage", "0,1,2"], "--stage 0,1,2: .*one stage, or two"),
+        (["--stage", "one"], "--stage one: .*whole numbers"),
         (["--stage", "0,1", "--claims", "aopd"], "--claims is about methods"),
-        (["--claims", "nowhere.yaml"], "there is no claims file nowhere.yaml"),
+        (["--claims", "nowhere.yaml"], r"claims file nowhere\.yaml"),
     ],
 )
 def test_mistakes_are_one_line(two: list[Path], arguments: list[str], sentence: str, monkeypatch: Any, capsys: Any):
     code, _, err = call(monkeypatch, capsys, *map(str, two), *arguments)
     assert code == 2
-    assert sentence in err
+    assert re.search(sentence, err)
     assert len(err.strip().splitlines()) == 1

@@ -87,10 +87,8 @@ def test_a_clear_gain_is_supported_and_the_rest_says_what_could_not_be_tested(tm
     found = verdicts(results)
     assert (found["learns"], found["ends"], found["retains"]) == (SUPPORTED, NOT_TESTABLE, NOT_TESTABLE)
     reasons = {each.entry.name: each.reason for each in judge_study(results)}
-    assert (reasons["ends"], reasons["retains"]) == (
-        "aopd ran at one learning rate",
-        "no runs of aopd from the weak start that begin a stage at a trained checkpoint of all methods",
-    )
+    assert reasons["ends"] == "aopd ran at one learning rate"
+    assert re.match("no runs of aopd from the weak start .*checkpoint", reasons["retains"])
     assert found["entropy"] == EXPLORATORY
 
 
