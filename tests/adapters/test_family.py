@@ -261,7 +261,7 @@ def test_draws_are_uniform_and_depend_on_seed_step_item_and_response():
 
 
 def test_a_group_of_one_is_refused():
-    with pytest.raises(ConfigError, match=r"training.num_generations is 1; set it to 2 or more"):
+    with pytest.raises(ConfigError, match=r"training\.num_generations is 1\b.*2 or more"):
         GRPO().refuse(Training())
 
 
@@ -338,7 +338,7 @@ def test_sdfts_teacher_moves_towards_the_student_by_its_rate(rate: float, expect
 def test_a_demonstration_that_does_not_fit_the_context_is_refused(monkeypatch: pytest.MonkeyPatch):
     ctx = stage()
     monkeypatch.setattr("harness.adapter.StageContext.with_demonstration", lambda *_: [1] * 121)
-    with pytest.raises(ConfigError, match="takes 129 tokens, the model has 128; shorten `shown`"):
+    with pytest.raises(ConfigError, match=r"129 tokens, .*128; shorten `shown`"):
         SDFT().teacher_prompts(ctx, [rollout([1], [2])])
 
 

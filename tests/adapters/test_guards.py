@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -43,30 +44,30 @@ def test_a_healthy_stage_raises_nothing():
 @pytest.mark.parametrize(
     ("before", "after", "name", "sentence"),
     [
-        ({}, {"routed_fkl": 0.0}, "never routed", "step 19: no token has gone to forward KL for 10 steps"),
-        ({}, {"routed_fkl": 1.0}, "always routed", "step 19: every token has gone to forward KL for 10 steps"),
+        ({}, {"routed_fkl": 0.0}, "never routed", r"step 19: no token .*forward KL .*10 steps"),
+        ({}, {"routed_fkl": 1.0}, "always routed", r"step 19: every token .*forward KL .*10 steps"),
         # a mean of 0.05 is crossed when the last of ten steps at 0.5 has left the window
-        ({}, {"entropy": 0.01}, "entropy collapse", "step 19: entropy fell from 0.5 to 0.01 nats per token"),
+        ({}, {"entropy": 0.01}, "entropy collapse", r"step 19: entropy fell from 0\.5 to 0\.01 nats"),
         # (4 * 20 + 6 * 60) / 10 = 44 is the first mean above 2 * 20
-        ({}, {"response_tokens_mean": 60.0}, "length inflation", "step 15: responses grew from 20 to 44 tokens"),
+        ({}, {"response_tokens_mean": 60.0}, "length inflation", r"step 15: .*from 20 to 44 tokens"),
         # (4 * 0.4 + 6 * 0.1) / 10 = 0.22 is above half of 0.4, (3 * 0.4 + 7 * 0.1) / 10 = 0.19 is not
-        ({"reward_mean": 0.4}, {"reward_mean": 0.1}, "reward fell", "step 16: the mean reward fell from 0.4 to 0.19"),
+        ({"reward_mean": 0.4}, {"reward_mean": 0.1}, "reward fell", r"step 16: .*reward fell from 0\.4 to 0\.19\b"),
         # (3 * 0.4 + 7 * 4.6) / 10 = 3.34 and (1 * 0.4 + 9 * 4.6) / 10 = 4.18 lie about 0.9 * 4.605 = 4.145
-        ({}, {"teacher_entropy": 4.6}, "teacher flat", "step 18: the teacher's entropy is 4.18 nats per token, nearly"),
+        ({}, {"teacher_entropy": 4.6}, "teacher flat", r"step 18: the teacher's entropy is 4\.18 nats"),
         (
             {},
             {"teacher_agreement": 0.0},
             "teacher disagrees",
-            "step 19: the sampled token is the teacher's most probable",
+            r"step 19: the sampled token .*teacher's most probable",
         ),
         # six of ten steps at 0.9 are 0.54, five are 0.45
         (
             {},
             {"teacher_neginf_share": 0.9},
             "teacher rules out",
-            "step 15: the teacher gives 54% of the sampled tokens",
+            r"step 15: the teacher .*\b54% of the sampled tokens",
         ),
-        ({"truncated_share": 0.6}, {}, "truncation", "step 9: 60% of the responses are cut off at the length limit"),
+        ({"truncated_share": 0.6}, {}, "truncation", r"step 9: 60% of the responses .*length limit"),
     ],
 )
 def test_each_problem_is_reported_once_in_its_own_words(
@@ -75,7 +76,7 @@ def test_each_problem_is_reported_once_in_its_own_words(
     sentences, names = warnings_of(before, after)
     assert names == [name]
     assert len(sentences) == 1
-    assert sentences[0].startswith(sentence)
+    assert re.match(sentence, sentences[0])
 
 
 def test_columns_that_a_method_does_not_have_raise_nothing():
@@ -90,7 +91,7 @@ def test_a_loss_that_is_not_a_number_is_reported_once_and_changes_no_mean():
     ]
     assert [name for line in lines for name in guards.look_at(line)] == ["non-finite"]
     (sentence,) = sentences
-    assert sentence == "step 0: the loss is nan; expected a finite number; lower the learning rate"
+    assert re.match(r"step 0: the loss is nan; .*learning rate", sentence)
 
 
 @pytest.mark.pitfall(

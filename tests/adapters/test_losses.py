@@ -142,7 +142,7 @@ def test_at_ratio_one_the_clipped_gradient_is_the_plain_one(logq: float, logp: f
 
 
 def test_dual_clip_without_clip_is_refused():
-    with pytest.raises(ValueError, match="dual_clip bounds the clipped loss; set clip too"):
+    with pytest.raises(ValueError, match=r"dual_clip .*set clip too"):
         OPD(dual_clip=3.0)
 
 

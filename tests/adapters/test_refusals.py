@@ -104,7 +104,7 @@ def test_several_updates_without_a_ratio_are_warned_of(recorder: type[Recorder])
         return warnings
 
     (sentence,) = warnings_of()
-    assert "updates_per_rollout is 2 and clip is null" in sentence
+    assert "updates_per_rollout is 2 and clip" in sentence
     assert warnings_of(clip=0.2) == []
 
 
@@ -131,6 +131,6 @@ def test_more_of_the_teachers_tokens_than_there_are_stop_a_run_before_anything_i
     entry = {"adapter": "kl_to_start", "options": {"of": inner}} if wrapped else inner
     suite = load_suite(str(write_yaml(tmp_path / "micro.yaml", {**micro_suite(), "adapters": {"wide": entry}})))
     spec = RunSpec(suite, "wide", 0, out=tmp_path)
-    with pytest.raises(ConfigError, match=r"adapters\.wide: top_k is 5000, but the vocabulary has 300 tokens; lower"):
+    with pytest.raises(ConfigError, match=r"adapters\.wide: top_k is 5000, .*\b300 tokens"):
         run(spec)
     assert not (spec.path / "stage_0").exists()

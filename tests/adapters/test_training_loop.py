@@ -67,10 +67,10 @@ class Unscored(OPD):
     [
         (
             Averages(),
-            r"Averages\.token_losses returned losses of shape \(\), expected \(\d+,\), one for each response token",
+            r"Averages\.token_losses .*shape \(\), expected \(\d+,\)",
         ),
-        (Bare(), r"Bare\.token_losses returned Tensor, expected TokenLosses"),
-        (Unscored(), "no teacher scores for this adapter, .* sets `teacher_needs`"),
+        (Bare(), r"Bare\.token_losses .*Tensor, expected TokenLosses"),
+        (Unscored(), "no teacher scores .*`teacher_needs`"),
     ],
     ids=["average", "tensor", "unscored"],
 )
@@ -116,13 +116,13 @@ def test_two_updates_a_rollout_split_the_batch_and_keep_the_first_policys_log_q(
 def test_updates_that_do_not_divide_the_rollouts_are_refused():
     examples = [example(prompt) for prompt in PROMPTS]
     ctx = context(qwen3(), ScriptedEngine(RESPONSES), examples, {"prompts_per_step": 5}, local_teacher())
-    with pytest.raises(ConfigError, match="updates_per_rollout 2 does not divide the 5 rollouts of a step"):
+    with pytest.raises(ConfigError, match=r"updates_per_rollout 2 .*divide .*5 rollouts"):
         OPD(updates_per_rollout=2).train_stage(ctx)
 
 
 def test_a_stage_without_training_items_is_refused():
     ctx = context(qwen3(), ScriptedEngine(RESPONSES), [], {"prompts_per_step": 2}, local_teacher())
-    with pytest.raises(TaskError, match="task fake has no training items; a stage needs a `training_split`"):
+    with pytest.raises(TaskError, match=r"task fake .*`training_split`"):
         OPD().train_stage(ctx)
 
 

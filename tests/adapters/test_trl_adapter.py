@@ -225,14 +225,14 @@ def test_without_trl_the_suite_is_refused_in_one_sentence(suite: Suite, monkeypa
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "trl" else find(name, *rest))
     with pytest.raises(
         ConfigError,
-        match=r"^adapters.trl, stage tiny_weather: .*TRL, which is not installed; install it with `pip install",
+        match=r"^adapters\.trl, stage tiny_weather: .*TRL, .*not installed; .*`pip install",
     ):
         check_adapters(suite)
 
 
 def test_micro_batches_that_do_not_divide_the_rollouts_are_refused(suite: Suite):
     raw = {**suite.model_dump(mode="json"), "adapters": {"trl": {"training": {"micro_batch": 3}}}}
-    with pytest.raises(ConfigError, match="micro_batch 3 does not divide the 4 rollouts of a step"):
+    with pytest.raises(ConfigError, match=r"micro_batch 3 .*divide .*4 rollouts"):
         check_adapters(Suite.model_validate(raw))
 
 

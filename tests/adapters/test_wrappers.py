@@ -168,22 +168,22 @@ def test_under_lora_the_engine_generates_with_the_factors():
 @pytest.mark.parametrize(
     ("name", "of", "message"),
     [
-        ("replay", "opt", r"adapters.of: there is no adapter 'opt'; did you mean 'opd'\?"),
+        ("replay", "opt", r"adapters\.of: .*'opt'; .*'opd'"),
         (
             "replay",
             {"adapter": "aopd", "options": {"topk": 3}},
-            "adapters.of.options.topk: unknown key; did you mean 'top_k'",
+            r"adapters\.of\.options\.topk: .*'top_k'",
         ),
-        ("ewc", "none", "'none' has its own loss, which takes no penalty; wrap another trainer"),
+        ("ewc", "none", "'none' has its own loss"),
         ("kl_to_start", "none", "'none' has its own loss"),
-        ("ewc", {"adapter": "lora", "options": {"of": "opd"}}, "'lora' trains parameters that replace the model's own"),
+        ("ewc", {"adapter": "lora", "options": {"of": "opd"}}, "'lora' trains parameters"),
         (
             "lora",
             {"adapter": "external", "options": {"command": ["x", "{output}"]}},
             "'external' with these options needs",
         ),
-        ("lora", "sdft", "'sdft' with these options needs the model's own weights"),
-        ("lora", {"adapter": "replay", "options": {"of": "sdft"}}, "'replay' with these options needs the model's own"),
+        ("lora", "sdft", "'sdft' .*needs the model's own weights"),
+        ("lora", {"adapter": "replay", "options": {"of": "sdft"}}, "'replay' .*needs the model's own"),
     ],
 )
 def test_what_cannot_be_wrapped_is_refused_when_the_suite_is_read(name: str, of: Any, message: str):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -144,20 +145,16 @@ def _has_gpu() -> bool:
 
 
 def test_a_seed_that_is_not_a_number_is_one_line(harness: Any, micro_file: Path):
-    assert "--seed 0,one: found '0,one', expected whole numbers" in refused(
-        harness, "sweep", str(micro_file), "--seed", "0,one"
-    )
+    assert "--seed 0,one: " in refused(harness, "sweep", str(micro_file), "--seed", "0,one")
 
 
 def test_workers_of_this_machine_are_refused_with_a_cluster(harness: Any, micro_file: Path):
-    assert "--workers limits the runs on this machine" in refused(
-        harness, "sweep", str(micro_file), "--ray", "auto", "--workers", "2"
-    )
+    assert "--workers limits" in refused(harness, "sweep", str(micro_file), "--ray", "auto", "--workers", "2")
 
 
 def test_square_brackets_in_a_message_are_shown_as_they_are(harness: Any):
-    assert "there is no suite 'no[bold]such:cat:'" in refused(harness, "run", "no[bold]such:cat:", "--adapter", "opd")
-    assert "suite file [/x].yaml does not exist" in refused(harness, "run", "[/x].yaml", "--adapter", "opd")
+    assert "'no[bold]such:cat:'" in refused(harness, "run", "no[bold]such:cat:", "--adapter", "opd")
+    assert "[/x].yaml does not exist" in refused(harness, "run", "[/x].yaml", "--adapter", "opd")
 
 
 def test_the_installed_command_prints_no_traceback(here: Path):
@@ -165,7 +162,7 @@ def test_the_installed_command_prints_no_traceback(here: Path):
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "80"})
     assert done.returncode == 2
     assert done.stdout == ""
-    assert done.stderr.startswith("error: there is no suite 'tinny'")
+    assert re.match(r"error: .*'tinny'; .*\btiny\b", done.stderr)
     assert done.stderr.count("\n") == 1
 
 
@@ -193,7 +190,7 @@ def test_a_run_reports_at_its_end_and_again_says_that_all_is_done(
     assert "runs/micro/report/report.html" in first.out
     again = harness("run", str(micro_file), "--adapter", "none")
     assert again.code == 0
-    assert "all 1 runs are finished; nothing to do" in again.out
+    assert "all 1 runs are finished" in again.out
 
 
 def test_foreign_checkpoints_give_a_matrix(

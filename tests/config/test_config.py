@@ -107,7 +107,7 @@ def test_orders_are_the_files_or_a_named_permutation():
     found = suite(orders={"reverse": ["tiny_currency", "tiny_weather"]})
     assert [stage.task for stage in found.ordered_stages()] == ["tiny_weather", "tiny_currency"]
     assert [stage.task for stage in found.ordered_stages("reverse")] == ["tiny_currency", "tiny_weather"]
-    with pytest.raises(ValueError, match="order 'revers' is not one of default, joint, reverse"):
+    with pytest.raises(ValueError, match=r"order 'revers' .*default, joint, reverse"):
         found.ordered_stages("revers")
 
 
@@ -124,26 +124,26 @@ def test_a_joint_stage_needs_stages_that_train_alike():
     raw = micro_suite()
     hot = {"task": "tiny_currency", "training": {**raw["training"], "temperature": 0.5}}
     stages = [{"task": "tiny_weather", "training": raw["training"]}, hot]
-    with pytest.raises(ValueError, match="stages tiny_weather and tiny_currency differ in teacher or training"):
+    with pytest.raises(ValueError, match="tiny_weather and tiny_currency differ in teacher or training"):
         suite(stages=stages).ordered_stages("joint")
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"stages": ["a", "b", "a"]}, "stages train a more than once; give each stage its own task"),
-        ({"probes": ["tiny_weather"]}, "probes tiny_weather are also trained; a probe is a task that no stage trains"),
-        ({"orders": {"x": ["tiny_weather"]}}, r"order 'x' is \['tiny_weather'\], expected a permutation of \["),
+        ({"stages": ["a", "b", "a"]}, "stages train a more than once"),
+        ({"probes": ["tiny_weather"]}, "probes tiny_weather are also trained"),
+        ({"orders": {"x": ["tiny_weather"]}}, r"order 'x' is \['tiny_weather'\], .*permutation of \["),
         ({"orders": {"x": ["tiny_weather"] * 2}}, "expected a permutation"),
         (
             {"stages": [{"task": "tiny_weather", "training": {}, "together": ["tiny_currency"]}, "tiny_weather"]},
-            "stages train tiny_weather more than once",
+            "tiny_weather more than once",
         ),
         (
             {"stages": [{"task": "tiny_reminder", "training": {}, "together": ["tiny_currency"]}]},
-            "stage tiny_reminder trains several tasks and has the name of one; give it another name",
+            "stage tiny_reminder .*another name",
         ),
-        ({"orders": {"joint": ["tiny_currency", "tiny_weather"]}}, "'joint' is the order that trains all tasks in one"),
+        ({"orders": {"joint": ["tiny_currency", "tiny_weather"]}}, "'joint' is the order"),
         ({"stages": []}, "at least 1 item"),
         ({"adapters": {}}, "at least 1 item"),
         ({"seeds": []}, "at least 1 item"),
@@ -165,7 +165,7 @@ def test_a_strength_that_the_recipe_does_not_name_is_refused():
 def test_a_strength_limits_items_of_its_own_mixture_only():
     student = micro_suite()["student"]
     student["warmup"]["strengths"]["weak"]["items"] = {"tiny_calendar": 3}
-    with pytest.raises(ValidationError, match="strength 'weak' limits items of tiny_calendar, which the mixture lacks"):
+    with pytest.raises(ValidationError, match=r"strength 'weak' .*tiny_calendar, .*mixture lacks"):
         suite(student=student)
 
 

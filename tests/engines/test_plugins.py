@@ -89,9 +89,9 @@ def test_settings_stand_in_a_block_of_the_backends_name(tmp_path: Path):
     assert suite.context(128) == 64
     assert suite.model_dump()["toy"] == {"batch_size": 64, "max_length": 64}
     assert Suite.model_validate(suite.model_dump()) == suite
-    with pytest.raises(ConfigError, match=r"toy\.max_lenght: unknown key; did you mean 'max_length'\?"):
+    with pytest.raises(ConfigError, match=r"toy\.max_lenght: unknown key; .*'max_length'"):
         suite_with(tmp_path, backend="toy", toy={"max_lenght": 64})
-    with pytest.raises(ConfigError, match=r"vllm\.max_num_seqs: found 0; input should be greater than 0"):
+    with pytest.raises(ConfigError, match=r"vllm\.max_num_seqs: found 0; .*greater than 0"):
         suite_with(tmp_path, vllm={"max_num_seqs": 0})
 
 
@@ -104,9 +104,7 @@ def test_a_suite_may_hold_settings_of_a_backend_that_it_does_not_use(tmp_path: P
 
 
 def test_an_unknown_backend_is_refused_with_those_that_are_registered(tmp_path: Path):
-    with pytest.raises(
-        ConfigError, match=r"backend: there is no engine 'vlm'; did you mean 'vllm'\? registered are hf, "
-    ):
+    with pytest.raises(ConfigError, match=r"backend: .*'vlm'; .*'vllm'\? .*\bhf, "):
         suite_with(tmp_path, backend="vlm")
 
 
@@ -134,13 +132,9 @@ def test_an_engine_that_lacks_a_part_or_an_answer_is_named(
 ):
     monkeypatch.setattr(HF, "in_process", False)
     monkeypatch.setattr(HF, "start", lambda *_: Half())
-    with pytest.raises(
-        ConfigError, match="Half, which its `start` returned, lacks load, prompt_logprobs, describe, close"
-    ):
+    with pytest.raises(ConfigError, match=r"\bHalf, .*lacks load, prompt_logprobs, describe, close"):
         EnginePool(micro, "cpu", tmp_path).take(student_folder)
-    with pytest.raises(
-        RunError, match=r"Half\.generate returned a list of 1 Completion, expected a list of 2 Completion"
-    ):
+    with pytest.raises(RunError, match=r"Half\.generate .*list of 1 Completion, .*list of 2 Completion"):
         answer_all(Half(), [[3], [4]], Sampling(max_new_tokens=1))
 
 
@@ -170,18 +164,16 @@ def test_a_teacher_from_outside_teaches(adapter: str, tmp_path: Path):
 def test_a_teacher_that_cannot_return_what_an_adapter_needs_is_refused_before_the_run(tmp_path: Path):
     teacher = {"kind": "bigram", "table": "nowhere.json"}
     spec = RunSpec(suite_with(tmp_path, teacher=teacher, adapters={"rkl": {}}), "rkl", 0, out=tmp_path / "runs")
-    with pytest.raises(
-        ConfigError, match="needs a teacher that provides 'full', but a teacher of kind 'bigram' provides"
-    ):
+    with pytest.raises(ConfigError, match=r"provides 'full', but .*'bigram' provides"):
         run(spec)
     assert not (spec.path / "stage_0").exists()
 
 
 @pytest.mark.usefixtures("toy")
 def test_mistakes_below_a_teacher_from_outside_are_named(tmp_path: Path):
-    with pytest.raises(ConfigError, match=r"teacher\.tabel: unknown key; did you mean 'table'\?"):
+    with pytest.raises(ConfigError, match=r"teacher\.tabel: unknown key; .*'table'"):
         suite_with(tmp_path, teacher={"kind": "bigram", "table": "x", "tabel": "x"})
     with pytest.raises(ConfigError, match=r"teacher\.table: missing"):
         suite_with(tmp_path, teacher={"kind": "bigram"})
-    with pytest.raises(ConfigError, match=r"teacher: .*kind: expected one of pretrained, scratch, bigram"):
+    with pytest.raises(ConfigError, match=r"teacher: .*kind: .*pretrained, scratch, bigram"):
         suite_with(tmp_path, teacher={"kind": "bigrams"})

@@ -173,7 +173,7 @@ def test_another_vocabulary_is_refused(
     loaded = load_checkpoint(student_folder, micro.student, "cpu")
     loaded.model.resize_token_embeddings(len(loaded.renderer.tokenizer) + 8)
     save_checkpoint(loaded, tmp_path / "wider")
-    with pytest.raises(ModelError, match=r"wider has \d+ rows in its output layer .*evaluation.drift: null"):
+    with pytest.raises(ModelError, match=r"wider has \d+ rows .*evaluation\.drift: null"):
         drift.measure_drift(student_folder, tmp_path / "wider", micro.student, "cpu", answered, same=False)
 
 
@@ -205,5 +205,5 @@ def test_noise_of_the_start_is_measured_where_answers_are_sampled(tmp_path: Path
 
 def test_noise_of_greedy_answers_is_refused(tmp_path: Path):
     suite = changed_suite(tmp_path, lambda raw: raw["evaluation"].update(noise_floor=2))
-    with pytest.raises(ConfigError, match="noise_floor is 2 and no profile samples"):
+    with pytest.raises(ConfigError, match=r"noise_floor is 2 .*no profile samples"):
         run(RunSpec(suite, "none", 0, out=tmp_path))

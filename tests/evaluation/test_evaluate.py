@@ -18,7 +18,16 @@ from harness.evaluation.hf_model import HarnessHFLM
 from harness.lm.checkpoints import load_checkpoint
 from harness.lmeval.checks import check_test_prompts
 from harness.lmeval.library import TaskLibrary
-from tests.support.evaluation import CHATML, CHOICES, OWN_METRIC, float32_spec, settled, stock_answers, subject
+from tests.support.evaluation import (
+    CHATML,
+    CHOICES,
+    OWN_METRIC,
+    float32_spec,
+    settled,
+    stock_answers,
+    subject,
+    write_choices,
+)
 from tests.support.models import dense_logprobs, write_task
 
 
@@ -105,12 +114,7 @@ def test_sampled_answers_depend_on_the_evaluations_seed(student_folder: Path, li
 def test_a_multiple_choice_probe_is_scored_by_the_models_likelihoods(
     student_folder: Path, shared: SharedCells, tmp_path: Path
 ):
-    rows = [{"prompt": f"pick {i}", "answers": ["Oslo", "monday", "{"], "label": i % 3} for i in range(6)]
-    write_task(
-        tmp_path, docs={"train": rows, "test": rows}, output_type="multiple_choice", doc_to_target="label",
-        doc_to_choice="answers", generation_kwargs=None, grader=None, metadata={"version": 1.0},
-        metric_list=[{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
-    )  # fmt: skip
+    rows = write_choices(tmp_path)
     library = TaskLibrary([tmp_path])
     task = library.load("made_up")
     cell = evaluate_checkpoint(subject(student_folder), [task], library, Evaluation(), shared)["made_up"]
@@ -136,7 +140,7 @@ def test_a_multiple_choice_probe_is_scored_by_the_models_likelihoods(
 )
 def test_a_prompt_that_would_be_cut_is_refused(student_folder: Path, library: TaskLibrary, shared: SharedCells):
     tasks = settled(library, "tiny_weather", max_gen_toks=120)
-    with pytest.raises(TaskError, match=r"its answer may take 120, more than the model's context of 128"):
+    with pytest.raises(TaskError, match=r"may take 120, .*context of 128\b"):
         evaluate_checkpoint(subject(student_folder), tasks, library, Evaluation(limit=2), shared)
 
 
@@ -148,9 +152,9 @@ def test_a_scored_text_that_would_be_cut_is_refused_by_the_evaluator_and_before_
     write_task(tmp_path, docs={"train": rows, "test": rows}, metadata={"version": 1.0}, **choice)
     library = TaskLibrary([tmp_path])
     task, renderer = library.load("made_up"), load_checkpoint(student_folder, float32_spec(), "cpu").renderer
-    with pytest.raises(TaskError, match=r"task made_up: its longest prompt with a continuation .* context of 128"):
+    with pytest.raises(TaskError, match=r"task made_up: its longest prompt .*continuation .*context of 128"):
         evaluate_checkpoint(subject(student_folder), [task], library, Evaluation(), shared)
-    with pytest.raises(TaskError, match=r"task made_up: its longest test prompt with a continuation .* context of 128"):
+    with pytest.raises(TaskError, match=r"task made_up: its longest test prompt .*continuation .*context of 128"):
         check_test_prompts([task], renderer, 128, None)
     check_test_prompts([task], renderer, 2000, None)
 
@@ -160,7 +164,7 @@ def test_a_scored_text_may_fill_the_context_and_its_last_token(student_folder: P
     model._asked_by = {("", ""): "t"}
     (score,) = model._loglikelihood_tokens([(("", ""), [5] * 120, [6] * 9)], disable_tqdm=True)
     assert np.isfinite(score[0])
-    with pytest.raises(TaskError, match="has 130 tokens and would be cut to the 129"):
+    with pytest.raises(TaskError, match=r"130 tokens .*cut to the 129\b"):
         model._loglikelihood_tokens([(("", ""), [5] * 120, [6] * 10)], disable_tqdm=True)
     assert len(model._loglikelihood_tokens([(None, [5] * 128, [6])], disable_tqdm=True)) == 1
 
@@ -171,7 +175,7 @@ def test_generation_settings_that_would_be_ignored_are_refused(
     kwargs = {"until": ["\n"], "do_sample": False, "temperature": 0.0, "max_gen_toks": 8, "num_beams": 4}
     write_task(tmp_path, generation_kwargs=kwargs)
     library = TaskLibrary([tmp_path])
-    with pytest.raises(TaskError, match=r"generation_kwargs num_beams are not supported"):
+    with pytest.raises(TaskError, match="generation_kwargs num_beams"):
         evaluate_checkpoint(subject(student_folder), settled(library, "made_up"), library, Evaluation(), shared)
 
 

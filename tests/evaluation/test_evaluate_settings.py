@@ -13,14 +13,9 @@ from harness.config.models import Chat
 from harness.config.suite import Suite
 from harness.engines.engine import Completion, Sampling
 from harness.evaluation import hf_model
-from harness.evaluation.evaluator import ServedCheckpoint
-from harness.lm.checkpoints import load_checkpoint, save_checkpoint, weights_digest
-from tests.support.evaluation import THINKING, cells
+from harness.lm.checkpoints import load_checkpoint, save_checkpoint
+from tests.support.evaluation import THINKING, cells, subject
 from tests.support.models import TASK_FILE, write_task
-
-
-def on_cpu(folder: Path, chat: Chat) -> ServedCheckpoint:
-    return ServedCheckpoint(folder, weights_digest(folder), chat, "float32", "cpu")
 
 
 @pytest.mark.pitfall(
@@ -30,10 +25,10 @@ def on_cpu(folder: Path, chat: Chat) -> ServedCheckpoint:
     evidence="the cache is on",
 )
 def test_an_edited_prompt_is_asked_as_it_stands(student_folder: Path, tmp_path: Path):
-    subject, asked = on_cpu(student_folder, Chat(template="chatml")), list[str]()
+    served, asked = subject(student_folder), list[str]()
     for template in ("{{prompt}}", "Please {{prompt}}"):
         write_task(tmp_path / "task", doc_to_text=template)
-        found = cells(tmp_path / "task", subject, tmp_path, "made_up", limit=1)["made_up"]
+        found = cells(tmp_path / "task", served, tmp_path, "made_up", limit=1)["made_up"]
         asked += found.samples["prompt"].tolist()
     assert [text.count("Please say 0") for text in asked] == [0, 1]
 
@@ -70,7 +65,7 @@ def test_tasks_of_one_evaluation_keep_their_own_examples_and_budgets(
     shots = {"num_fewshot": 2, "fewshot_split": "train", "fewshot_config": {"sampler": "first_n"}}
     write_task(tmp_path, "bare")
     write_task(tmp_path, "shown", **shots, generation_kwargs={**TASK_FILE["generation_kwargs"], "max_gen_toks": 5})
-    found = cells(tmp_path, on_cpu(student_folder, Chat(template="chatml")), tmp_path, "bare", "shown", limit=2)
+    found = cells(tmp_path, subject(student_folder), tmp_path, "bare", "shown", limit=2)
     asked = {name: cell.samples["prompt"][0].count("say") for name, cell in found.items()}
     assert asked == {"bare": 1, "shown": 3}
     assert budgets == [8, 5]
@@ -87,7 +82,7 @@ def test_a_base_model_is_asked_plain_text(micro: Suite, student_folder: Path, tm
     base.renderer.tokenizer.chat_template = None
     save_checkpoint(base, tmp_path / "base")
     write_task(tmp_path / "task")
-    found = cells(tmp_path / "task", on_cpu(tmp_path / "base", Chat()), tmp_path, "made_up", limit=2)["made_up"]
+    found = cells(tmp_path / "task", subject(tmp_path / "base", Chat()), tmp_path, "made_up", limit=2)["made_up"]
     assert found.samples["prompt"].tolist() == ["say 0", "say 1"]
 
 
@@ -103,13 +98,13 @@ def test_the_thinking_flag_is_in_the_prompts_that_are_asked(
 ):
     (tmp_path / "thinking.jinja").write_text(THINKING)
     write_task(tmp_path / "task")
-    subject = on_cpu(student_folder, Chat(template=str(tmp_path / "thinking.jinja"), enable_thinking=flag))
-    found = cells(tmp_path / "task", subject, tmp_path, "made_up", limit=1)["made_up"]
+    served = subject(student_folder, Chat(template=str(tmp_path / "thinking.jinja"), enable_thinking=flag))
+    found = cells(tmp_path / "task", served, tmp_path, "made_up", limit=1)["made_up"]
     assert found.samples["prompt"].tolist() == [text]
 
 
 def test_an_evaluation_lists_no_packages(student_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(lm_eval.evaluator, "add_env_info", lambda _: pytest.fail("it starts pip"))
     write_task(tmp_path / "task")
-    subject = on_cpu(student_folder, Chat(template="chatml"))
-    assert cells(tmp_path / "task", subject, tmp_path, "made_up", limit=1)["made_up"].summary.n == 1
+    served = subject(student_folder)
+    assert cells(tmp_path / "task", served, tmp_path, "made_up", limit=1)["made_up"].summary.n == 1

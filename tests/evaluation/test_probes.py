@@ -15,24 +15,23 @@ from lm_eval.models.huggingface import HFLM
 
 from harness.config.evaluation import Evaluation
 from harness.config.load import load_suite
-from harness.config.models import Chat
 from harness.config.run_spec import RunSpec
 from harness.config.suite import Suite
 from harness.errors import TaskError
 from harness.evaluation.cell_cache import CellResult, SharedCells
-from harness.evaluation.evaluator import ServedCheckpoint, evaluate_checkpoint
+from harness.evaluation.evaluator import evaluate_checkpoint
 from harness.evaluation.groups import group_cell, load_evaluation_plan
 from harness.evaluation.regrading import regrade_runs
-from harness.lm.checkpoints import load_renderer, weights_digest
+from harness.lm.checkpoints import load_renderer
 from harness.lmeval.generation_settings import settle_generation
 from harness.lmeval.library import TaskLibrary
 from harness.pipeline.checkpoint_matrix import evaluate_checkpoints
 from harness.pipeline.run import run
 from harness.rundir.store import is_finished
 from reports.data.frames import load_frames
+from tests.support.evaluation import subject
 from tests.support.models import micro_suite, write_yaml
 
-CHATML = Chat(template="chatml")
 WORDS = ["red", "green", "blue", "yellow", "pink"]
 CHOICES = [
     {"question": f"Is {a} before {b}?", "choices": [f"yes, {a}", "no"], "label": (i + k) % 2}
@@ -100,8 +99,9 @@ def found(folder: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFacto
     settings = Evaluation(batch_size=8)
     for task in tasks:
         settle_generation(task, settings.decoding)
-    subject = ServedCheckpoint(checkpoint, weights_digest(checkpoint), CHATML, "float32", "cpu")
-    return evaluate_checkpoint(subject, tasks, library, settings, SharedCells(tmp_path_factory.mktemp("shared")))
+    return evaluate_checkpoint(
+        subject(checkpoint), tasks, library, settings, SharedCells(tmp_path_factory.mktemp("shared"))
+    )
 
 
 @pytest.fixture(scope="module")
@@ -230,8 +230,8 @@ def test_a_group_stands_under_a_further_profile_where_all_its_tasks_generate(fol
 @pytest.mark.parametrize(
     ("probes", "sentence"),
     [
-        (["all_orders", "orders"], "task orders is named twice by the suite, by all_orders and by orders"),
-        (["orders", "even_orders"], "task orders is named twice by the suite, by orders and by even_orders"),
+        (["all_orders", "orders"], "task orders .*twice .*by all_orders and by orders"),
+        (["orders", "even_orders"], "task orders .*twice .*by orders and by even_orders"),
     ],
 )
 def test_a_task_that_two_names_stand_for_is_refused(probes: list[str], sentence: str, folder: Path, tmp_path: Path):
@@ -240,7 +240,7 @@ def test_a_task_that_two_names_stand_for_is_refused(probes: list[str], sentence:
 
 
 def test_a_group_cannot_be_a_stage(folder: Path):
-    with pytest.raises(TaskError, match="all_orders is a group of 2 tasks; a stage and a warm-up take single tasks"):
+    with pytest.raises(TaskError, match="all_orders is a group of 2 tasks"):
         TaskLibrary([folder]).load("all_orders")
 
 
@@ -250,7 +250,7 @@ def test_a_metric_where_lower_is_better_is_not_a_score(tmp_path: Path):
     library = TaskLibrary([tmp_path])
     assert library.load("unsure").metric == "acc"
     write(tmp_path, "unsure", CHOICES, **{**CHOICE, "metric_list": [errors]})
-    with pytest.raises(TaskError, match=r"lower is better in 'brier_score'.*none of its metrics fits"):
+    with pytest.raises(TaskError, match=r"'brier_score'.*none of its metrics"):
         settle_generation(TaskLibrary([tmp_path]).load("unsure"), Evaluation().decoding)
 
 
@@ -261,11 +261,10 @@ def test_a_score_outside_0_to_1_is_refused(tmp_path: Path, checkpoint: Path):
     )
     (tmp_path / "g.py").write_text("def grade(doc, results):\n    return {'exact_match': 23.5}\n")
     library = TaskLibrary([tmp_path])
-    subject = ServedCheckpoint(checkpoint, weights_digest(checkpoint), CHATML, "float32", "cpu")
-    with pytest.raises(
-        TaskError, match=r"its grader gave 23\.5 for 'exact_match' of one item, expected a number from 0 to 1"
-    ):
-        evaluate_checkpoint(subject, [library.load("written")], library, Evaluation(), SharedCells(tmp_path))
+    with pytest.raises(TaskError, match=r"23\.5 for 'exact_match' .*0 to 1"):
+        evaluate_checkpoint(
+            subject(checkpoint), [library.load("written")], library, Evaluation(), SharedCells(tmp_path)
+        )
 
 
 @pytest.mark.parametrize(

@@ -14,16 +14,14 @@ from pydantic import ValidationError
 
 from harness.config.evaluation import Decoding, Evaluation, Profile
 from harness.config.load import load_suite
-from harness.config.models import Chat
 from harness.config.run_spec import RunSpec
 from harness.config.suite import Suite
 from harness.engines.engine import Completion, Sampling
 from harness.errors import RunError, TaskError
 from harness.evaluation import hf_model
 from harness.evaluation.cell_cache import CellResult, SharedCells
-from harness.evaluation.evaluator import ServedCheckpoint, evaluate_checkpoint
+from harness.evaluation.evaluator import evaluate_checkpoint
 from harness.evaluation.regrading import regrade_runs
-from harness.lm.checkpoints import weights_digest
 from harness.lmeval.generation_settings import tasks_by_profile, under_profiles
 from harness.lmeval.library import TaskLibrary
 from harness.pipeline.checkpoint_matrix import evaluate_checkpoints
@@ -31,6 +29,7 @@ from harness.pipeline.run import run
 from harness.rundir.store import is_finished
 from reports.data.frames import load_frames
 from reports.report.build import build_report
+from tests.support.evaluation import subject
 from tests.support.models import micro_suite, write_task, write_yaml
 
 SAMPLED: dict[str, Any] = {"n": 4, "temperature": 1.0, "pass_at": [1, 2, 4]}
@@ -44,9 +43,8 @@ def evaluation(**profiles: Any) -> Evaluation:
 def cells_of(
     folder: Path, library: TaskLibrary, settings: Evaluation, out: Path, names: Sequence[str] = ("tiny_weather",)
 ) -> dict[str, CellResult]:
-    subject = ServedCheckpoint(folder, weights_digest(folder), Chat(template="chatml"), "float32", "cpu")
     tasks = under_profiles(map(library.load, names), settings)
-    return evaluate_checkpoint(subject, list(tasks.values()), library, settings, SharedCells(out))
+    return evaluate_checkpoint(subject(folder), list(tasks.values()), library, settings, SharedCells(out))
 
 
 def test_a_suite_without_profiles_is_what_it_was():
@@ -60,9 +58,9 @@ def test_a_suite_without_profiles_is_what_it_was():
     [
         (
             {"n": 4, "pass_at": [1, 8]},
-            r"pass_at asks for pass@8, but n is 4 answers to each item; raise n",
+            r"pass_at .*\bpass@8, but n is 4\b",
         ),
-        ({"n": 4, "temperature": 0}, "n is 4, but greedy decoding gives the same answer 4 times"),
+        ({"n": 4, "temperature": 0}, "n is 4, but greedy decoding"),
         ({"n": 4, "do_sample": False}, "greedy decoding"),
         ({"n": 0}, "greater than 0"),
         ({"n": 2, "pass_at": [0]}, "greater than 0"),
@@ -100,7 +98,7 @@ def test_each_profile_has_settings_of_its_own_on_the_loaded_task(library: TaskLi
 
 
 def test_several_greedy_answers_are_refused_where_the_task_decides(library: TaskLibrary):
-    with pytest.raises(TaskError, match="profile many asks for 4 answers of each item and decoding is greedy"):
+    with pytest.raises(TaskError, match=r"profile many .*4 answers .*greedy"):
         under_profiles([library.load("tiny_weather")], evaluation(greedy={}, many={"n": 4}))
 
 
@@ -254,7 +252,7 @@ def test_a_run_keeps_the_cells_of_every_profile(finished: RunSpec):
 
 def test_the_order_of_profiles_is_part_of_a_runs_configuration(finished: RunSpec, tmp_path: Path):
     other = profiled(tmp_path, {"sampled": SAMPLED, "greedy": {}})
-    with pytest.raises(RunError, match=r"a different configuration \(differs in evaluation\.profiles\)"):
+    with pytest.raises(RunError, match=r"differs in evaluation\.profiles\)"):
         run(RunSpec(other, "none", 0, out=finished.out))
 
 

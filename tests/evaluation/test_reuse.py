@@ -148,11 +148,11 @@ def test_answers_are_not_graded_against_another_question(student_folder: Path, s
     recorded_none = CellResult(cell.summary.model_copy(update={"questions": None}), cell.samples)
     parts = [{**doc, "prompt": doc["prompt"][:1]} for doc in docs]
     for stored, asked in ((cell, docs[::-1]), (recorded_none, docs[::-1]), (cell, parts)):
-        with pytest.raises(TaskError, match=r"belong to other questions than the test split asks now"):
+        with pytest.raises(TaskError, match="other questions"):
             regrade_cell(task, asked, stored, keys)
     for stored in (cell, recorded_none):
         assert regrade_cell(task, docs, stored, keys).summary.questions == cell.summary.questions
-    with pytest.raises(TaskError, match="6 items have stored answers and its test split has 5 now"):
+    with pytest.raises(TaskError, match=r"\b6 items .*test split has 5\b"):
         regrade_cell(task, docs[:5], cell, keys)
 
 

@@ -18,6 +18,7 @@ from adapters.trainers.examples import plain_sft
 from harness.adapter import make_adapter
 from harness.config.suite import AdapterEntry
 from tests.support.models import ScriptedEngine, context, example, micro_suite, qwen3, write_yaml
+from tests.support.pages import blocks
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "tests" / "third_party"
@@ -27,11 +28,6 @@ ENTRIES: dict[str, dict[str, Any]] = {
     "unbounded": {"adapter": "bounded_opd", "options": {"bound": 1e9}},
     "opd": {},
 }
-
-
-def blocks(language: str) -> list[str]:
-    """Return the page's code blocks in a language, in order."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -52,13 +48,15 @@ def python(installed: Path, *arguments: str) -> str:
 
 
 def test_the_page_shows_the_package_as_it_is():
-    assert blocks("python")[0] == (PACKAGE / "bounded_opd.py").read_text(encoding="utf-8")
-    assert blocks("toml")[0] == (PACKAGE / "pyproject.toml").read_text(encoding="utf-8")
+    assert blocks(PAGE, "python")[0] == (PACKAGE / "bounded_opd.py").read_text(encoding="utf-8")
+    assert blocks(PAGE, "toml")[0] == (PACKAGE / "pyproject.toml").read_text(encoding="utf-8")
 
 
 def test_every_entry_on_the_page_is_one_that_a_suite_takes(installed: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.syspath_prepend(str(installed))
-    entries = {name: entry for block in blocks("yaml") for name, entry in yaml.safe_load(block)["adapters"].items()}
+    entries = {
+        name: entry for block in blocks(PAGE, "yaml") for name, entry in yaml.safe_load(block)["adapters"].items()
+    }
     assert {"bounded_tight", "replayed", "held", "near", "factors", "plain_sft"} <= set(entries)
     for name, entry in entries.items():
         make_adapter(name, AdapterEntry.model_validate(entry))
@@ -67,7 +65,7 @@ def test_every_entry_on_the_page_is_one_that_a_suite_takes(installed: Path, monk
 def test_the_public_face_is_enough_for_all_code_of_the_page():
     imported = {
         line.split()[1]
-        for block in blocks("python")
+        for block in blocks(PAGE, "python")
         for line in block.splitlines()
         if line.startswith(("from ", "import "))
     }
@@ -78,7 +76,7 @@ def test_the_pages_method_and_wrapper_conform():
     from adapters import check_adapter, failures
 
     names: dict[str, Any] = {"__name__": "page"}
-    for block in blocks("python"):
+    for block in blocks(PAGE, "python"):
         exec(block, names)
     quick = ["options are described", "gradient", "accumulation", "masks", "no detached branch", "teacher zeros"]
     assert failures(check_adapter(names["BoundedOPD"](), quick)) == []
@@ -90,7 +88,7 @@ def test_the_pages_method_and_wrapper_conform():
 
 def test_the_pages_own_trainer_trains_and_logs():
     names: dict[str, Any] = {"__name__": "page"}
-    exec(blocks("python")[-1], names)
+    exec(blocks(PAGE, "python")[-1], names)
     log: list[dict[str, Any]] = []
     ctx = context(qwen3(), ScriptedEngine([]), [example([3, 4]), example([5])], {"steps": 2}, log=log)
     before = [parameter.clone() for parameter in ctx.student.parameters()]

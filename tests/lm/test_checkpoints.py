@@ -57,7 +57,7 @@ def change_tensors(folder: Path, change: str) -> None:
 def test_a_checkpoint_whose_tensors_are_not_those_of_its_configuration_is_refused(change: str, read: Any, folder: Path):
     read(folder)
     change_tensors(folder, change)
-    with pytest.raises(ModelError, match=r"its weights do not fit its config\.json: model\.layers\.\d\.mlp\.down_proj"):
+    with pytest.raises(ModelError, match=r"config\.json: model\.layers\.\d\.mlp\.down_proj"):
         read(folder)
 
 
@@ -177,7 +177,7 @@ def test_a_target_ends_with_the_stop_token_that_the_template_writes():
             "did not end within 1 second",
         ),
         ("{{ 'a' * (10**7 + 1) }}", "wrote 10,000,001 characters"),
-        ("{{ raise_exception('no system turn') }}", "refuses a conversation of user .no system turn."),
+        ("{{ raise_exception('no system turn') }}", "conversation of user .no system turn."),
     ],
 )
 def test_a_template_that_does_not_end_or_refuses_is_stopped(

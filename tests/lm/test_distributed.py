@@ -28,6 +28,7 @@ ROLLOUTS = [
     rollout([7], [5, 5, 2]),
 ]
 PLAIN = StudentRequest()
+GROUPS = 100
 
 
 def loss_of(student: Any, part: list[Any]) -> Tensor:
@@ -59,11 +60,12 @@ def work(rank: int, folder: str) -> None:
 
 def leave_many_groups(rank: int, folder: str) -> None:
     """Leave one group after another right after its last collective, while the wrapper still holds it."""
-    for number in range(100):
+    for number in range(GROUPS):
         join(rank, Path(folder) / str(number))
         wrapped = wrapped_after_backward(rank)
         leave_group()
         del wrapped
+        (Path(folder) / f"left-{rank}-{number}").touch()
 
 
 class Watched(StudentForward):
@@ -113,3 +115,5 @@ def test_two_processes_have_the_gradients_of_the_whole_batch(tmp_path: Path):
 @pytest.mark.slow
 def test_a_group_can_be_left_right_after_its_last_collective(tmp_path: Path):
     multiprocessing.spawn(leave_many_groups, (str(tmp_path),), nprocs=2)  # pyright: ignore[reportPrivateImportUsage]
+    expected = {f"left-{rank}-{number}" for rank in range(2) for number in range(GROUPS)}
+    assert {file.name for file in tmp_path.glob("left-*")} == expected

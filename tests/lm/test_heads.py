@@ -66,7 +66,7 @@ def test_an_architecture_that_makes_its_logits_otherwise_is_refused(family: str)
     model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
     if family == "RecurrentGemma":
         model.get_input_embeddings().weight.data.mul_(20)
-    with pytest.raises(ModelError, match=rf"{family}ForCausalLM computes its logits in an unknown way"):
+    with pytest.raises(ModelError, match=rf"{family}ForCausalLM .*logits"):
         check_head(model)
 
 
@@ -80,7 +80,7 @@ def test_known_architectures_are_taken_in_every_precision(family: str, dtype: to
 
 def test_a_model_without_an_output_layer_is_refused():
     model = transformers.Qwen3Model(qwen3().config)
-    with pytest.raises(ModelError, match="Qwen3Model has no linear output layer"):
+    with pytest.raises(ModelError, match=r"Qwen3Model .*no linear output layer"):
         head_of(model)
 
 

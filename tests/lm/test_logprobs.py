@@ -230,7 +230,7 @@ def test_right_padding_without_a_mask_gives_what_each_sequence_gives_alone():
 @pytest.mark.parametrize("ids", [[[3], [V]], [[-1], [0]]])
 def test_ids_that_have_no_row_are_refused(ids: list[list[int]]):
     hidden, head, _, _ = inputs("plain", rows=2)
-    with pytest.raises(ValueError, match=f"expected 0 to {V - 1}, the rows of the output layer"):
+    with pytest.raises(ValueError, match=f"expected 0 to {V - 1}, .*output layer"):
         selected_logprobs(hidden, head, torch.tensor(ids))
 
 

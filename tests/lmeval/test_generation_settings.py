@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -92,10 +93,7 @@ def test_prompts_that_do_not_fit_the_context_are_refused_with_the_numbers(tmp_pa
     check_test_prompts([task], renderer, 24 + 8, None)
     with pytest.raises(TaskError) as error:
         check_test_prompts([task], renderer, 24 + 7, None)
-    assert str(error.value) == (
-        "task made_up: its longest test prompt has 24 tokens and an answer may take 8, more than the model's context of "
-        "31; lower the answer budget or take a model with more context"
-    )
+    assert re.match(r"task made_up: .*\b24 tokens .*may take 8, .*context of 31; ", str(error.value))
 
 
 def test_training_prompts_are_checked_with_the_budget_of_their_stage_and_adapter(tmp_path: Path):
@@ -112,7 +110,7 @@ def test_training_prompts_are_checked_with_the_budget_of_their_stage_and_adapter
 
     # the longest training prompt "say 20" has 25 tokens
     check_training_prompts(RunSpec(suite, "opd", 0), {"made_up": task}, 33, longest)
-    with pytest.raises(TaskError, match="its longest training prompt has 25 tokens and an answer may take 40"):
+    with pytest.raises(TaskError, match=r"training prompt has 25 tokens .*may take 40\b"):
         check_training_prompts(RunSpec(suite, "long", 0), {"made_up": task}, 33, longest)
-    with pytest.raises(TaskError, match="its longest training prompt has 25 tokens and an answer may take 8"):
+    with pytest.raises(TaskError, match=r"training prompt has 25 tokens .*may take 8\b"):
         check_training_prompts(RunSpec(suite, "opd", 0), {"made_up": task}, 32, longest)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import random
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -213,7 +214,7 @@ def test_the_manifest_records_every_comparison_and_an_older_one_goes_on(micro: S
 def test_a_run_that_trains_on_test_prompts_says_so_and_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     path, events = started(leaking(tmp_path), tmp_path / "runs")
     (warning,) = [event.activity for event in events if event.warning]
-    assert "Test prompts are also training prompts (2 of 4 of made_up in stage 2 made_up), where none was" in warning
+    assert "(2 of 4 of made_up in stage 2 made_up)" in warning
     assert warning in caplog.text
     (row,) = Overlap.model_validate(json.loads(path.read_text())["overlap"]).found
     assert (row.source, row.trained_task, row.test_task, row.training_items, row.exact) == (
@@ -242,7 +243,7 @@ def test_a_plan_shows_what_overlaps_or_that_nothing_does(micro: Suite, tmp_path:
     text = planned(leaking(tmp_path))
     (line,) = [line for line in text.splitlines() if line.startswith("│ stage 2 made_up")]
     assert [cell.strip() for cell in line.split("│")[2:-1]] == ["22", "made_up", "4", "2", "0", "0.0", "4"]
-    assert text.count("warning: Test prompts are also training prompts (2 of 4 of made_up") == 1
+    assert len(re.findall(r"warning: .*\(2 of 4 of made_up", text)) == 1
 
 
 def test_a_manifest_lists_what_found_most_and_counts_the_rest_whatever_the_stages():

@@ -136,11 +136,11 @@ def test_stop_tokens_are_the_named_ones_or_eos():
 def test_unusable_chat_settings_are_refused():
     with pytest.raises(ModelError, match="'chatmll' was not found; "):
         byte_renderer(Chat(template="chatmll"))
-    with pytest.raises(ModelError, match=r"chat.stop names '<end>', expected single tokens"):
+    with pytest.raises(ModelError, match=r"chat\.stop names '<end>', .*single tokens"):
         byte_renderer(Chat(stop=("<end>",)))
     endless = byte_tokenizer()
     endless.eos_token = None
-    with pytest.raises(ModelError, match=r"has no eos token; name the stop tokens under `chat.stop`"):
+    with pytest.raises(ModelError, match=r"no eos token; .*`chat\.stop`"):
         Renderer(endless, Chat())
 
 

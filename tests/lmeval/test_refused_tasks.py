@@ -138,7 +138,7 @@ def test_a_group_that_averages_a_filter_which_its_task_lacks_is_refused(tmp_path
     metric = {"metric": "exact_match", "filter_list": "flexible-extract"}
     write_yaml(tmp_path / "group.yaml", {"group": "group", "task": ["plain"], "aggregate_metric_list": [metric]})
     suite = with_probe(tmp_path, "group")
-    with pytest.raises(TaskError, match="averages the filter 'flexible-extract', which its task plain does not have"):
+    with pytest.raises(TaskError, match=r"filter 'flexible-extract', .*task plain\b"):
         load_evaluation_plan(TaskLibrary([tmp_path]), suite)
 
 
@@ -154,7 +154,7 @@ def test_prompts_begin_with_the_bos_that_bare_lm_eval_puts_there_once(template: 
 
 
 def test_a_tokenizer_that_ends_every_prompt_is_refused():
-    with pytest.raises(ModelError, match=r"puts <stop> at the end of every text.*add_eos_token"):
+    with pytest.raises(ModelError, match=r"<stop> at the end .*add_eos_token"):
         Renderer(tokenizer("<bos> $A <stop>"), Chat())
 
 
@@ -176,9 +176,7 @@ def test_a_tokenizer_that_puts_a_space_before_every_text_puts_none_before_a_targ
 
 def test_a_template_that_refuses_a_description_is_one_sentence_with_the_task(tmp_path: Path):
     task = loaded(tmp_path, description="You add numbers.")
-    with pytest.raises(
-        ModelError, match=r"task sums: the model's chat template refuses .*system, user .no system.*description"
-    ):
+    with pytest.raises(ModelError, match=r"task sums: .*chat template refuses .*system, user .no system.*description"):
         try_task(task, Renderer(tokenizer(template=NO_SYSTEM), Chat()))
 
 
@@ -241,7 +239,7 @@ def test_an_integer_target_is_its_digits_as_lm_eval_casts_it(tmp_path: Path):
         ("points", "None", "gave None for 'points'"),
         ("points", "'good'", "gave 'good' for 'points'"),
         ("points", "(1, 'x')", r"gave (1, 'x') for 'points'"),
-        ("points", "doc['calls']", "its grader failed on an item (KeyError: 'calls'); the item has the fields q, a, n"),
+        ("points", "doc['calls']", "(KeyError: 'calls'); the item has the fields q, a, n"),
     ],
 )
 def test_a_metric_that_cannot_be_a_score_is_refused_before_anything_runs(
@@ -260,7 +258,7 @@ def test_a_metric_that_cannot_be_a_score_is_refused_before_anything_runs(
 @pytest.mark.parametrize(
     ("found", "sentence"),
     [
-        ("strict", "metadata.harness is 'strict', expected a mapping with keys among metric,"),
+        ("strict", "metadata.harness is 'strict', expected a mapping"),
         (3.5, "metadata.harness is 3.5, expected a mapping"),
         ([None], "metadata.harness is [None], expected a mapping"),
         ({"metric": ["strict"]}, "metadata.harness: metric: found ['strict']"),
@@ -297,7 +295,7 @@ def test_examples_that_show_an_items_own_answer_are_counted(tmp_path: Path):
     first = {"num_fewshot": 3, "fewshot_split": "train", "fewshot_config": {"sampler": "first_n"}}
     task = loaded(tmp_path / "first", test=ROWS[12:20], train=ROWS[:12], **first)
     (warning,) = (found for found in item_warnings(task) if "own answer" in found)
-    assert warning.startswith("3 of the first 12 training prompts show the item's own answer")
+    assert warning.startswith("3 of the first 12 training prompts")
     alone = loaded(tmp_path / "alone", train=None, num_fewshot=3)
     asked = alone.asked(alone.test_docs(), plain_renderer())
     shown = [text.count(f"{doc['q']}\nAnswer: ") for doc, text in zip(ROWS, asked, strict=False)]
@@ -316,11 +314,11 @@ def test_other_names_of_the_budget_and_one_beam_are_what_lm_eval_makes_of_them(t
 @pytest.mark.parametrize(
     ("changed", "found"),
     [
-        ({"num_beams": 4}, "generation_kwargs num_beams are not supported"),
-        ({"repetition_penalty": 1.1}, "repetition_penalty are not supported"),
-        ({"max_gen_toks": [1]}, r"max_gen_toks is \[1\], expected a whole number above 0"),
+        ({"num_beams": 4}, "generation_kwargs num_beams"),
+        ({"repetition_penalty": 1.1}, "generation_kwargs repetition_penalty"),
+        ({"max_gen_toks": [1]}, r"max_gen_toks is \[1\], .*above 0"),
         ({"temperature": -1.0}, "temperature is -1.0, expected 0 or more"),
-        ({"until": [""]}, r"until is \[''\], expected texts, none empty"),
+        ({"until": [""]}, r"until is \[''\], .*none empty"),
     ],
 )
 def test_generation_settings_that_no_engine_has_are_refused_before_anything_runs(
@@ -387,5 +385,5 @@ def test_a_loader_that_cannot_reach_its_records_names_the_local_ones_that_it_rea
     )
     file = write(tmp_path, dataset_path=None, dataset_kwargs=None)
     file.write_text(file.read_text() + "\ncustom_dataset: !function loading.load\n")
-    with pytest.raises(TaskError, match=r"sums: .*cannot reach the hub.*--set data\.mine=FOLDER.*HF_TOKEN"):
+    with pytest.raises(TaskError, match=r"sums: .*hub.*--set data\.mine=FOLDER.*HF_TOKEN"):
         TaskLibrary([str(tmp_path)]).load("sums")

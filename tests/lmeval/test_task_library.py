@@ -21,7 +21,7 @@ from tests.support.reports.records import manifest_of
 
 def test_only_generating_tasks_with_training_items_can_be_stages(tmp_path: Path):
     check_stage_task(made_up(tmp_path / "good"))
-    with pytest.raises(TaskError, match="task made_up has no `training_split`; a stage and a warm-up need one"):
+    with pytest.raises(TaskError, match=r"task made_up .*no `training_split`"):
         check_stage_task(made_up(tmp_path / "untrained", training_split=None))
     doc = {"prompt": "1+1", "target": "2", "answers": ["1", "2"], "label": 1}
     choice = made_up(
@@ -30,7 +30,7 @@ def test_only_generating_tasks_with_training_items_can_be_stages(tmp_path: Path)
         metric_list=[{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
         metadata={"version": 1.0},
     )  # fmt: skip
-    with pytest.raises(TaskError, match="task made_up is multiple_choice; a stage needs generate_until"):
+    with pytest.raises(TaskError, match=r"task made_up is multiple_choice; .*generate_until"):
         check_stage_task(choice)
     settle_generation(choice, Decoding())
 
@@ -55,7 +55,7 @@ def refusal(folder: Path) -> str:
 def test_an_unknown_task_is_refused_with_the_nearest_name(library: TaskLibrary):
     with pytest.raises(TaskError) as error:
         library.load("tiny_wether")
-    assert str(error.value).startswith("there is no task 'tiny_wether' in ")
+    assert "'tiny_wether'" in str(error.value)
     assert "did you mean tiny_weather" in str(error.value)
 
 
@@ -100,7 +100,9 @@ def test_a_missing_include_is_named(tmp_path: Path):
 def test_a_yml_file_which_lm_eval_would_skip_is_refused(tmp_path: Path):
     path = tmp_path / "short.yml"
     path.write_text("task: short\n")
-    assert refusal(tmp_path) == f"{path}: lm-eval reads only files that end in .yaml; rename it to short.yaml"
+    found = refusal(tmp_path)
+    assert found.startswith(f"{path}: ")
+    assert found.endswith("short.yaml")
 
 
 def test_a_yaml_that_is_not_a_mapping_is_named(tmp_path: Path):
@@ -138,7 +140,7 @@ def test_records_that_cannot_be_read_are_one_sentence_with_the_task(tmp_path: Pa
     (tmp_path / "made_up_code.py").write_text(
         "def records(**_):\n    raise OSError('disk on fire')\ndef grade(*_): ...\n"
     )
-    with pytest.raises(TaskError, match="task made_up: OSError while loading it: disk on fire"):
+    with pytest.raises(TaskError, match=r"task made_up: OSError .*disk on fire"):
         TaskLibrary([tmp_path]).load("made_up")
 
 
@@ -153,7 +155,7 @@ def test_a_data_set_that_is_a_script_is_one_sentence_that_says_what_to_do(tmp_pa
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "old.py").write_text("raise RuntimeError('executed')")
     write_yaml(tmp_path / "made_up.yaml", {"task": "made_up", **TASK_FILE, "dataset_path": str(tmp_path / "old")})
-    with pytest.raises(TaskError, match=r"its data set .*old is a Python script, .*JSON or Parquet.*custom_dataset"):
+    with pytest.raises(TaskError, match=r"old is a Python script, .*Parquet.*custom_dataset"):
         TaskLibrary([tmp_path]).load("made_up")
 
 
@@ -164,9 +166,15 @@ def test_a_data_set_that_is_a_script_is_one_sentence_that_says_what_to_do(tmp_pa
     evidence="functions are loaded",
 )
 def test_checking_files_executes_nothing(tmp_path: Path):
+    mark = tmp_path / "executed"
     write_task(tmp_path)
-    (tmp_path / "made_up_code.py").write_text("raise SystemExit('executed')")
-    TaskLibrary([tmp_path])
+    (tmp_path / "made_up_code.py").write_text(f"from pathlib import Path\nPath({str(mark)!r}).touch()\n")
+    library = TaskLibrary([tmp_path])
+    assert "made_up" in library.names()
+    assert not mark.exists()
+    with pytest.raises(TaskError, match="made_up"):  # its code has no records; loading is what executes it
+        library.load("made_up")
+    assert mark.exists()
 
 
 @pytest.mark.pitfall(

@@ -307,7 +307,7 @@ def test_a_start_added_later_leaves_the_others_as_they_are(student_folder: Path,
     [
         ({"starts": {"weak": {"path": "a"}}, "start": "strong"}, "expected one of starts: weak"),
         ({"starts": {"weak": {"path": "a"}}}, "expected one of starts: weak"),
-        ({"starts": {"weak": {"path": "a"}}, "start": "weak", "path": "b"}, "found path or revision next to starts"),
+        ({"starts": {"weak": {"path": "a"}}, "start": "weak", "path": "b"}, "path or revision next to starts"),
         ({}, "path: missing"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -31,7 +32,8 @@ from harness.pipeline.needs.probe import Probe, build_models, probe_run
 from harness.pipeline.needs.run_estimate import RunEstimate, estimate_run, make_fit
 from harness.rundir.reader import find_runs
 from harness.terminal.byte_sizes import show_bytes
-from tests.support.models import byte_renderer, micro_suite, write_task, write_yaml
+from tests.support.evaluation import write_choices
+from tests.support.models import byte_renderer, micro_suite, write_yaml
 
 # Qwen3-8B: 8.19 billion parameters by its card.
 QWEN3_8B: dict[str, Any] = {
@@ -126,12 +128,7 @@ def test_an_evaluation_s_needs_by_hand():
 
 
 def test_an_evaluation_asks_what_lm_eval_asks(tmp_path: Path):
-    rows = [{"prompt": f"pick {i}", "answers": ["Oslo", "monday", "{"], "label": i % 3} for i in range(6)]
-    write_task(
-        tmp_path, docs={"train": rows, "test": rows}, output_type="multiple_choice", doc_to_target="label",
-        doc_to_choice="answers", generation_kwargs=None, grader=None, metadata={"version": 1.0},
-        metric_list=[{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
-    )  # fmt: skip
+    rows = write_choices(tmp_path)
     library = TaskLibrary([tmp_path])
     task = library.load("tiny_arithmetic")
     renderer = byte_renderer()
@@ -214,9 +211,10 @@ def estimate(suite: Suite, entry: str = "opd") -> tuple[RunEstimate, Any]:
 def test_what_does_not_fit_is_named_with_the_setting_that_makes_it_fit(micro: Suite):
     found, tasks = estimate(micro)
     small = make_fit(found, 0.9 * found.largest.peak, tasks, None)
-    assert small.startswith("it fits with --set training.micro_batch=")
+    assert re.search(r"--set training\.micro_batch=\d", small)
     none = make_fit(found, 1000, tasks, None)
-    assert "no batch size makes it fit" in none
+    assert "no batch size" in none
+    assert "--set" not in none
 
 
 def test_a_setting_that_makes_it_fit_does(micro: Suite, tmp_path: Path):
@@ -234,7 +232,7 @@ def test_a_batch_with_which_an_evaluation_fits_is_named(micro: Suite):
     found, tasks = estimate(large)
     assert found.evaluation.peak > found.largest.peak
     sentence = make_fit(found, 1.01 * found.largest.peak, tasks, None)
-    assert sentence.startswith("it fits with --set evaluation.batch_size="), sentence
+    assert "--set evaluation.batch_size=" in sentence
     size = int(sentence.rpartition("=")[2])
     smaller = {"evaluation": evaluation.model_copy(update={"batch_size": size})}
     assert estimate(large.model_copy(update=smaller))[0].peak <= 1.01 * found.largest.peak
@@ -266,7 +264,7 @@ def test_the_doctor_estimates_a_suite_without_writing(micro_file: Path, tmp_path
     [
         pytest.param(
             {"kind": "server", "model": "m", "urls": ["http://127.0.0.1:9"]},
-            "the teacher did not answer within 3 seconds",
+            "teacher did not answer within 3 seconds",
             marks=pytest.mark.slow,
         ),
         (
@@ -293,7 +291,7 @@ def test_the_doctor_names_what_is_unknown_without_the_model(tmp_path: Path):
     assert done.exit_code == 0, done.output
     text = " ".join(done.output.split())
     assert "hf download nobody/never-heard-of" in text
-    assert "memory and disk are not estimated" in text
+    assert "not estimated" in text
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -179,7 +180,7 @@ def test_another_configuration_in_the_same_directory_is_refused_with_the_keys_th
     before = (aopd / "manifest.json").read_bytes()
     with pytest.raises(RunError) as error:
         run(RunSpec(suite, "aopd", 0, out=out))
-    assert "(differs in evaluation.limit); choose another --out" in str(error.value)
+    assert re.search(r"differs in evaluation\.limit\); .*--out", str(error.value))
     assert not is_finished(RunSpec(suite, "aopd", 0, out=out))
     assert (aopd / "manifest.json").read_bytes() == before
 
@@ -259,7 +260,7 @@ def test_a_run_notes_its_peak_memory(aopd: Path):
 )
 def test_a_budget_that_does_not_fit_the_context_is_refused_before_anything_is_trained(tmp_path: Path):
     suite = changed_suite(tmp_path, lambda raw: raw["training"].update(max_new_tokens=120))
-    with pytest.raises(TaskError, match=r"longest training prompt has .* more than the model's context of 128"):
+    with pytest.raises(TaskError, match=r"longest training prompt .*context of 128\b"):
         run(RunSpec(suite, "aopd", 0, out=tmp_path / "runs"))
     assert not list((tmp_path / "runs").rglob("stage_*"))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def test_a_check_shows_prompts_references_and_grades():
         assert f"tiny_weather: {split} prompt and reference" in text
     assert "<|im_start|>user" in text
     assert '{"name":"weather","arguments":{"city":' in text
-    assert text.count("strict: reference 1 (must be 1); spoiled: empty 0, changed 0 (must be 0)") == 2
+    assert text.count("strict: reference 1 (must be 1); spoiled: empty 0, changed 0 ") == 2
 
 
 def test_a_sound_made_up_task_passes(tmp_path: Path):
@@ -66,7 +67,7 @@ def test_a_sound_made_up_task_passes(tmp_path: Path):
 
 def test_a_task_can_be_checked_by_its_path(tmp_path: Path):
     assert checked(str(write_task(tmp_path)))[0]
-    with pytest.raises(ConfigError, match="is not a task file; expected an existing YAML file with a `task:` name"):
+    with pytest.raises(ConfigError, match=r"not a task file; .*`task:` name"):
         checked(str(tmp_path / "none.yaml"))
 
 
@@ -112,16 +113,16 @@ TWICE: dict[str, Any] = {"docs": {"train": DOCS["train"], "test": [*DOCS["test"]
             {"generation_kwargs": {**without()["generation_kwargs"], "do_sample": True}},
             "do_sample is true with temperature 0",
         ),
-        ({"docs": {"train": [], "test": DOCS["test"]}}, "the training split is empty here: usable as a probe only"),
-        ({"repeats": 3}, "repeats keeps the first answer only"),
-        (SAME, "2 test prompts are also training prompts: scores measure memory"),
-        (TWICE, "2 test items are duplicates: intervals would count them twice"),
-        ({"metadata": {"version": 1.0}}, "metadata.harness.metric is not set: strict is used"),
+        ({"docs": {"train": [], "test": DOCS["test"]}}, "training split is empty"),
+        ({"repeats": 3}, "repeats keeps the first answer"),
+        (SAME, "2 test prompts are also training prompts"),
+        (TWICE, "2 test items are duplicates"),
+        ({"metadata": {"version": 1.0}}, "metadata.harness.metric is not set: strict "),
         (
             {"metric_list": [{"metric": "strict", "aggregation": "mean"}]},
-            "metric strict does not state higher_is_better",
+            "metric strict .*higher_is_better",
         ),
-        ({"num_fewshot": 2, "fewshot_split": "train"}, "num_fewshot is 2: training prompts carry the same examples"),
+        ({"num_fewshot": 2, "fewshot_split": "train"}, "num_fewshot is 2"),
         (
             {
                 "metadata": {
@@ -138,7 +139,7 @@ def test_each_trap_is_named(changes: dict[str, Any], trap: str, tmp_path: Path):
     write_task(tmp_path, **changes)
     _, text = checked("made_up", tmp_path)
     joined = " ".join(traps(text)) or text
-    assert trap in joined
+    assert re.search(trap, joined)
 
 
 @pytest.mark.pitfall(
@@ -160,7 +161,9 @@ def test_data_that_is_fetched_without_a_revision_is_a_trap(tmp_path: Path):
         assert not [trap for trap in traps_of(task) if "revision" in trap], "a local folder has no revisions"
         task.config.dataset_path = "owner/records"
         found.append([trap for trap in traps_of(task) if "revision" in trap])
-    assert found == [["dataset_kwargs.revision is not pinned: the data may change under the results"], []]
+    ((trap,), pinned) = found
+    assert trap.startswith("dataset_kwargs.revision is not pinned")
+    assert pinned == []
 
 
 def test_a_task_with_several_faults_is_found_out_in_all_of_them(tmp_path: Path):
@@ -169,12 +172,12 @@ def test_a_task_with_several_faults_is_found_out_in_all_of_them(tmp_path: Path):
     passed, text = checked("made_up", tmp_path)
     assert not passed
     assert "grader FAILS, 2 traps" in text
-    assert "6 test prompts are also training prompts" in text
+    assert "6 test prompts are also training" in text
 
 
 def test_missing_records_are_refused_with_what_was_expected(tmp_path: Path):
     console, _ = wide_console()
-    with pytest.raises(ConfigError, match=r"--data: .*nowhere does not exist; expected NAME=PATH"):
+    with pytest.raises(ConfigError, match=r"--data: .*nowhere does not exist; .*NAME=PATH"):
         check_task(console, "tiny_weather", [], [f"x={tmp_path / 'nowhere'}"])
     for bare in ("gsm8k", "gsm8k=", "=/data"):
         with pytest.raises(ConfigError, match=rf"--data {bare}: expected NAME=PATH"):
@@ -216,7 +219,7 @@ def test_a_plan_shows_the_resolved_suite_its_stages_and_the_work(micro: Suite):
         assert line.split("│")[2].strip() == value
     assert "12 with 48 items" in text
     for entry in ("opd", "aopd"):
-        assert f"prompts under {entry}: all fit the context of 128 tokens" in text
+        assert re.search(rf"prompts under {entry}: .*context of 128 tokens", text)
     assert "runs/micro/opd/default/seed0, runs/micro/aopd/default/seed0" in text
 
 
@@ -227,23 +230,21 @@ def changed(folder: Path, **changes: Any) -> Suite:
 def test_a_plan_says_so_where_a_model_is_not_here_to_be_checked(tmp_path: Path):
     suite = changed(tmp_path, student={"kind": "pretrained", "path": "Qwen/Qwen3-0.6B-Base"})
     text = plan(suite, "opd")
-    assert (
-        "prompts under opd: not checked, because the student's tokenizer is not on this machine (Qwen/Qwen3-0.6B-Base is"
-        in text
-    )
+    assert re.search(r"prompts under opd: not checked, .*\(Qwen/Qwen3-0\.6B-Base ", text)
 
 
 def test_a_plan_checks_prompts_of_a_local_model(tmp_path: Path, student_folder: Path):
     student = {"kind": "pretrained", "path": str(student_folder)}
-    assert "prompts under opd: all fit the context of 128 tokens" in plan(changed(tmp_path, student=student), "opd")
+    text = plan(changed(tmp_path, student=student), "opd")
+    assert re.search("prompts under opd: .*context of 128 tokens", text)
 
 
 def test_a_plan_refuses_what_the_run_would_refuse(tmp_path: Path):
     long = {**micro_suite()["training"], "max_new_tokens": 120}
-    with pytest.raises(TaskError, match="more than the model's context of 128"):
+    with pytest.raises(TaskError, match=r"context of 128\b"):
         plan(changed(tmp_path, training=long), "opd")
     write_task(tmp_path / "tasks", training_split=None)
-    with pytest.raises(TaskError, match="task made_up has no `training_split`"):
+    with pytest.raises(TaskError, match=r"task made_up .*no `training_split`"):
         plan(changed(tmp_path, stages=["made_up"], include=["tasks"]), "opd")
 
 

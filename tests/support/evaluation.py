@@ -19,6 +19,7 @@ from harness.lmeval.generation_settings import settle_generation
 from harness.lmeval.library import TaskLibrary
 from harness.lmeval.task import Task
 from harness.rundir.records.cell_records import CellSummary
+from tests.support.models import write_task
 
 CHATML = Chat(template="chatml")
 DOC = {"prompt": "say 1", "target": "1"}
@@ -44,6 +45,17 @@ def with_config(folder: Path, target: Path, **changes: Any) -> Path:
     config = json.loads((target / "config.json").read_text())
     (target / "config.json").write_text(json.dumps(config | changes))
     return target
+
+
+def write_choices(folder: Path) -> list[dict[str, Any]]:
+    """Write the multiple-choice task `made_up`, which asks for one of three words, and return its items."""
+    rows = [{"prompt": f"pick {i}", "answers": ["Oslo", "monday", "{"], "label": i % 3} for i in range(6)]
+    write_task(
+        folder, docs={"train": rows, "test": rows}, output_type="multiple_choice", doc_to_target="label",
+        doc_to_choice="answers", generation_kwargs=None, grader=None, metadata={"version": 1.0},
+        metric_list=[{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+    )  # fmt: skip
+    return rows
 
 
 def cells(folder: Path, subject: ServedCheckpoint, out: Path, *names: str, **settings: Any) -> dict[str, CellResult]:

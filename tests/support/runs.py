@@ -54,6 +54,13 @@ def changed_suite(folder: Path, change: Callable[[dict[str, Any]], object]) -> S
     return load_suite(str(write_yaml(folder / "micro.yaml", raw)))
 
 
+def flip_a_byte(file: Path) -> None:
+    """Change one bit in the middle of a file."""
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
 def vouch(file: Path) -> None:
     """Make a JSON file that a test changed vouch for itself, and for the samples next to it, as its writer would."""
     content = {name: value for name, value in json.loads(file.read_text()).items() if name != CHECKSUM}

@@ -16,20 +16,16 @@ from harness.pipeline.dry_run import print_dry_run
 from harness.pipeline.task_check import check_task
 from harness.terminal.console import SafeConsole
 from tests.support.models import micro_suite, write_yaml
+from tests.support.pages import blocks
 
 PAGE = (Path(__file__).parents[2] / "docs" / "add-a-task.md").read_text(encoding="utf-8")
 COUNTRIES = {"Norway": "Oslo", "Peru": "Lima", "Kenya": "Nairobi", "Japan": "Tokyo", "Chile": "Santiago"}
 
 
-def blocks(language: str) -> list[str]:
-    """Return the page's blocks in a language, in order."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """The page's two task files with records like the page's, its paths below this folder."""
-    capital, call = map(json.loads, blocks("json"))
+    capital, call = map(json.loads, blocks(PAGE, "json"))
     capitals = [capital, *({"country": country, "capital": city} for country, city in COUNTRIES.items())]
     calls = [json.loads(json.dumps(call).replace("Oslo", city)) for city in COUNTRIES.values()]
     for name, rows in (("capitals", capitals), ("home_tools", calls)):
@@ -39,7 +35,7 @@ def folder(tmp_path: Path) -> Path:
             (records / f"{split}.jsonl").write_text("\n".join(map(json.dumps, part)), encoding="utf-8")
     tasks = tmp_path / "my-tasks"
     tasks.mkdir()
-    for text in blocks("yaml"):
+    for text in blocks(PAGE, "yaml"):
         name = re.match(r"# my-tasks/(\w+\.yaml)\n", text)
         assert name is not None, "each file of the page says where it lies"
         (tasks / name[1]).write_text(text.replace("/data/", f"{tmp_path}/data/"), encoding="utf-8")
@@ -69,17 +65,17 @@ def test_one_file_is_enough_for_a_stage_and_a_probe(folder: Path, tmp_path: Path
         (
             "doc_to_text:",
             "doc_to_txt:",
-            "unknown key 'doc_to_txt', which lm-eval does not take; did you mean 'doc_to_text'?",
+            "unknown key 'doc_to_txt', .*'doc_to_text'",
         ),
-        ("max_gen_toks: 16", "max_gen_toks: many", "generation_kwargs.max_gen_toks is 'many', expected a whole number"),
-        ("max_gen_toks: 16", "max_gen_tokens: 16", "generation_kwargs max_gen_tokens are not supported"),
+        ("max_gen_toks: 16", "max_gen_toks: many", r"generation_kwargs\.max_gen_toks is 'many'"),
+        ("max_gen_toks: 16", "max_gen_tokens: 16", "generation_kwargs max_gen_tokens"),
         (
             "{metric: exact_match,",
             "{metric: exact_mach,",
-            "metric_list names the metric 'exact_mach', expected 'exact_match'",
+            "'exact_mach', expected 'exact_match'",
         ),
-        ("capitals/test.jsonl", "capitals/tests.jsonl", "expected the files that dataset_kwargs names"),
-        ("{{country}}", "{{contry}}", "a template names a field that the records lack ('contry' is undefined)"),
+        ("capitals/test.jsonl", "capitals/tests.jsonl", "files that dataset_kwargs names"),
+        ("{{country}}", "{{contry}}", r"\('contry' is undefined\)"),
     ],
     ids=["key", "type", "setting", "metric", "file", "field"],
 )
@@ -90,4 +86,4 @@ def test_a_mistake_in_the_file_is_one_sentence(found: str, written: str, sentenc
     file.write_text(text.replace(found, written), encoding="utf-8")
     with pytest.raises(TaskError) as error:
         check_task(SafeConsole(width=200, record=True), "capitals", [folder], [])
-    assert sentence in " ".join(str(error.value).split())
+    assert re.search(sentence, " ".join(str(error.value).split()))

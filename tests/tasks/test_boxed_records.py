@@ -61,12 +61,12 @@ def test_answers_in_other_shapes(record: dict[str, Any], answer: str, target: st
     [
         ("{", "test.jsonl line 1: not JSON"),
         ("[1]", "line 1: found list, expected an object"),
-        ({"question": "?", "answer": "1"}, "line 1: found a record with answer, question; expected `problem` and"),
-        ({"problem": "?"}, "a `solution` whose last box holds the answer"),
+        ({"question": "?", "answer": "1"}, "answer, question; expected `problem` and"),
+        ({"problem": "?"}, "`solution` whose last box"),
         ({"problem": "?", "answer": ""}, "expected `problem` and `answer`"),
         ({"problem": "?", "answer": True}, "expected `problem` and `answer`"),
-        ({"problem": "?", "answer": "{1"}, "the braces of the answer '{1' do not match"),
-        ({"problem": "?", "answer": "1}"}, "the braces of the answer '1}' do not match"),
+        ({"problem": "?", "answer": "{1"}, "braces of the answer '{1'"),
+        ({"problem": "?", "answer": "1}"}, "braces of the answer '1}'"),
         ("", "test.jsonl is empty"),
     ],
 )
@@ -77,9 +77,9 @@ def test_unusable_records_are_refused_in_one_sentence(line: Any, sentence: str, 
 
 
 def test_missing_files_are_refused_in_one_sentence(tmp_path: Path):
-    with pytest.raises(TaskError, match=r"found no data\.math_boxed; name their folder"):
+    with pytest.raises(TaskError, match=r"no data\.math_boxed; .*folder"):
         splits(records="math_boxed", data={"gsm8k": "elsewhere"})
-    with pytest.raises(TaskError, match=r"test\.jsonl does not exist; expected a folder"):
+    with pytest.raises(TaskError, match=r"test\.jsonl does not exist"):
         splits(records="math_boxed", data={"math_boxed": str(tmp_path)})
 
 

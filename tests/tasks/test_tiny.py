@@ -100,7 +100,7 @@ def test_arithmetic_grades_result_and_steps_apart():
 
 
 def test_sizes_beyond_the_words_are_refused_with_what_there_is():
-    with pytest.raises(TaskError, match=r"train_size is 99999, but there are only \d+ distinct train items"):
+    with pytest.raises(TaskError, match=r"train_size is 99999, .*\b\d+ distinct train items"):
         requests.tool_requests(family="weather", train_size=99999, test_size=10, data_seed=0)
     with pytest.raises(TaskError, match="test_size is 0"):
         arithmetic.chains(operations=2, train_size=10, test_size=0, data_seed=0)

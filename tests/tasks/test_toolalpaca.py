@@ -234,7 +234,7 @@ def test_splits_by_category(files: dict[str, str]):
     assert (len(everything.training_docs()), len(everything.test_docs())) == (2, 2)
     media = load_task("toolalpaca_media", data=data)
     assert media.training_docs()["api"] == ["Pets"]
-    with pytest.raises(TaskError, match=r"found Animals; expected records of Business"):
+    with pytest.raises(TaskError, match=r"found Animals; .*Business"):
         load_task("toolalpaca_business", data=data)
 
 

@@ -161,7 +161,7 @@ def test_a_worker_that_cannot_start_is_one_sentence(monkeypatch: pytest.MonkeyPa
     script.write_text("import no_such_module_anywhere")
     monkeypatch.setattr(verdicts, "SCRIPT", script)
     monkeypatch.setattr(verdicts, "_JUDGE", verdicts._Judge())
-    with pytest.raises(TaskError, match="math-verify's process ended with status 1"):
+    with pytest.raises(TaskError, match=r"math-verify's process .*status 1\b"):
         same("1", "2")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,7 @@ def test_a_teacher_other_than_the_one_that_the_suite_names_is_refused(tmp_path: 
         {"kind": "cache", "path": str(tmp_path / "scores.db"), "identity": "first", "of": teacher}
     )
     student: Any = None
-    with pytest.raises(ConfigError, match=r"teacher\.identity is 'first', but the teacher under teacher\.of"):
+    with pytest.raises(ConfigError, match=r"teacher\.identity is 'first', .*teacher\.of\b"):
         kind.open(student, TeacherSite("cpu", tmp_path, lambda *_: local_teacher()))
 
 
@@ -164,9 +165,7 @@ def test_a_task_without_a_teacher_is_refused_before_the_run(tmp_path: Path):
     for teacher in (routed, {"kind": "cache", "path": str(tmp_path / "scores.db"), "of": routed}):
         suite = load_suite(str(write_yaml(tmp_path / "suite.yaml", {**micro_suite(), "teacher": teacher})))
         spec = RunSpec(suite, "opd", 0)
-        with pytest.raises(
-            ConfigError, match=r"stage tiny_currency: teacher\.by_task names no teacher for tiny_currency"
-        ):
+        with pytest.raises(ConfigError, match=r"stage tiny_currency: teacher\.by_task "):
             refuse_teachers(spec)
     nested = {**routed, "otherwise": {"kind": "routed", "by_task": {"tiny_currency": micro_suite()["teacher"]}}}
     suite = load_suite(str(write_yaml(tmp_path / "suite.yaml", {**micro_suite(), "teacher": nested})))
@@ -267,7 +266,7 @@ def test_a_servers_scores_are_kept_by_its_own_precision_and_not_the_students(
             assert not equal(other.score(batch, request, 1.0), expected)
             assert (other.hits, other.misses) == (0, len(batch.rollouts))
         assert other.identity == first.identity
-        assert f"holds {len(batch.rollouts)} responses that this teacher scored in a different" in caplog.text
+        assert re.search(rf"\b{len(batch.rollouts)} responses .*different", caplog.text)
     kind = Cache(kind="cache", path=tmp_path / "scores.db")
     with pytest.raises(ConfigError, match="choose one"):
         kind.check()

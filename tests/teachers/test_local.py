@@ -69,7 +69,7 @@ def test_rows_that_hold_tokens_are_not_cut(tmp_path: Path):
     student = saved(tmp_path / "student", tokens, 0)
     spec = Pretrained(kind="pretrained", path=str(tmp_path / "student"), chat=Chat(template="chatml"))
     short = Loaded(qwen3(tokens - 1, dtype=torch.float32), student.renderer)
-    with pytest.raises(ModelError, match=f"teacher and student have {tokens} and {tokens - 1} rows"):
+    with pytest.raises(ModelError, match=f"{tokens} and {tokens - 1} rows"):
         open_local(spec, tmp_path / "student", short, "cpu")
 
 
@@ -77,9 +77,7 @@ def test_a_teacher_that_cannot_read_a_prompt_with_its_response_is_refused_before
     teacher = micro.model_dump()["teacher"]
     narrow = {**teacher, "architecture": {**teacher["architecture"], "context": 32}}
     spec = RunSpec(Suite.model_validate({**micro.model_dump(), "teacher": narrow}), "opd", 0, out=tmp_path)
-    with pytest.raises(
-        ModelError, match="the teacher of stage tiny_weather reads 32 tokens, but a prompt of tiny_weather"
-    ):
+    with pytest.raises(ModelError, match=r"stage tiny_weather .*\b32 tokens, .*prompt of tiny_weather"):
         run(spec)
     assert not (spec.path / "stage_0").exists()
 
@@ -91,7 +89,7 @@ def test_a_teacher_that_cannot_read_a_prompt_with_its_response_is_refused_before
     evidence="the vocabularies are not compared",
 )
 def test_a_teacher_with_another_vocabulary_is_refused():
-    with pytest.raises(ModelError, match=r"do not share a vocabulary \(25 and 24 tokens\)"):
+    with pytest.raises(ModelError, match=r"vocabulary \(25 and 24 tokens\)"):
         LocalTeacher(qwen3(25), FakeTokenizer(25), FakeTokenizer(24))
 
 
@@ -100,13 +98,13 @@ def test_a_teacher_whose_score_is_not_finite_stops_the_run():
     model.lm_head.weight.data[3] = float("nan")
     (batch,) = make_batches([rollout([1, 2], [4, STOP])], "token_mean", None)
     scores = LocalTeacher(model, FakeTokenizer(), FakeTokenizer()).score(batch, TeacherRequest(), 1.0)
-    with pytest.raises(TrainingError, match="not finite; check its weights and dtype"):
+    with pytest.raises(TrainingError, match=r"not finite; .*weights"):
         check_scores(scores, batch, TeacherRequest())
 
 
 def test_more_teacher_tokens_than_the_vocabulary_has_are_refused():
     (batch,) = make_batches([rollout([1, 2], [4, STOP])], "token_mean", None)
-    with pytest.raises(TrainingError, match="top_k is 25, but the teacher's vocabulary has 24 tokens"):
+    with pytest.raises(TrainingError, match=r"top_k is 25, .*\b24 tokens"):
         local_teacher().score(batch, TeacherRequest(top_k=25), 1.0)
 
 
@@ -128,5 +126,5 @@ def test_a_response_that_the_teacher_did_not_score_stops_the_step_and_short_cert
     scores[1:-1] = 0.0  # all but two tokens, among them a whole response of seven, of which a teacher may be certain
     refuse_certainty([(batch, scores)])
     scores[0] = 0.0
-    with pytest.raises(TrainingError, match="to all 8 tokens of a response to item item of fake"):
+    with pytest.raises(TrainingError, match=r"all 8 tokens .*item item of fake"):
         refuse_certainty([(batch, scores)])

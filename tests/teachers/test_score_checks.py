@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -40,7 +41,12 @@ def test_no_fault_of_a_teacher_is_silent_and_none_ends_in_a_traceback(capsys: py
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_sound_teacher_trains(name: str):
-    METHODS[name].train_stage(stage())
+    log: list[dict[str, Any]] = []
+    ctx = stage(log=log)
+    before = [parameter.clone() for parameter in ctx.student.parameters()]
+    METHODS[name].train_stage(ctx)
+    assert not all(torch.equal(p, b) for p, b in zip(ctx.student.parameters(), before, strict=True))
+    assert [line["step"] for line in log] == list(range(ctx.training.steps))
 
 
 def test_every_teacher_of_this_process_passes_in_any_precision():

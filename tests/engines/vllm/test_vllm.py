@@ -211,9 +211,7 @@ def test_an_error_is_shown_with_its_cause_and_its_log(student_folder: Path, tmp_
 def test_a_killed_engine_is_one_sentence_and_no_hang(student_folder: Path, tmp_path: Path):
     started = start(student_folder, tmp_path / "vllm.txt")
     os.kill(started._process.pid, signal.SIGKILL)
-    with pytest.raises(
-        RunError, match=r"vLLM's process was ended by SIGKILL, .*; its output is in .*vllm\.txt, and the same"
-    ):
+    with pytest.raises(RunError, match=r"ended by SIGKILL, .*vllm\.txt"):
         started.generate(PROMPTS, Sampling(4))
     started.close()
 

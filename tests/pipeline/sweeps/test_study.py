@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -187,7 +188,7 @@ def test_a_run_under_two_names_would_be_noticed(tmp_path: Path):
             ["'a_b' and 'a b' would both run in", "rename"],
         ),
         ({"rate": RATES}, {"suite": "huge"}, ["huge"]),
-        ({"rate": {**RATES, "against": "opd"}}, {}, ["`against` is for a factor that varies entries alone"]),
+        ({"rate": {**RATES, "against": "opd"}}, {}, ["`against`", "entries alone"]),
         ({"method": {**METHODS, "against": "aopd"}}, {}, ["method.against names 'aopd'", "none, opd"]),
         ({"method": {**METHODS, "against": {"none": "sft"}}}, {}, ["method.against names 'sft'"]),
     ],
@@ -202,7 +203,7 @@ def test_mistakes_are_refused_in_one_sentence(tmp_path: Path, factors: dict, cha
 
 
 def test_an_unknown_study_names_those_that_exist():
-    with pytest.raises(ConfigError, match=r"no study 'nothing'; known are .*tiny"):
+    with pytest.raises(ConfigError, match=r"'nothing'; .*\btiny\b"):
         load_study("nothing")
 
 
@@ -247,7 +248,7 @@ def test_a_study_that_takes_too_long_is_refused_before_it_starts(
 ):
     assert command(monkeypatch, "--max-hours", "0.01", "--workers", "1") == 2
     captured = capsys.readouterr()
-    assert "2 of 2 runs are left, up to 720 training steps, about 4 minutes with 1" in captured.out
+    assert re.search(r"2 of 2 runs .*\b720 training steps, about 4 minutes ", captured.out)
     assert "more than --max-hours 0.01" in captured.err
     assert not Path("runs").exists()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -94,7 +95,7 @@ def test_a_worker_that_cannot_import_is_one_sentence(micro: Suite, tmp_path: Pat
     broken.mkdir(parents=True)
     (broken / "__init__.py").write_text("raise ImportError('libmissing.so: no such file')")
     monkeypatch.syspath_prepend(str(broken.parent))  # workers get this process's path, which has lm_eval already
-    with pytest.raises(RunError, match=r"cannot import .*libmissing\.so.*harness doctor"):
+    with pytest.raises(RunError, match=r"libmissing\.so.*harness doctor"):
         sweep(plan_runs(micro, ["none"], [0, 1], "default", tmp_path / "runs"), 2, silent)
     assert not (tmp_path / "runs").exists()
 
@@ -110,7 +111,7 @@ def test_a_killed_worker_is_one_sentence_and_the_other_ones_run_ends_with_a_snap
             if len(training) == 2:
                 multiprocessing.active_children()[0].kill()
 
-    with pytest.raises(RunError, match="killed by SIGKILL, most often because memory ran out"):
+    with pytest.raises(RunError, match=r"SIGKILL, .*memory .*--workers"):
         sweep(specs, 2, report)
     assert len(list(tmp_path.glob("*/*/*/*/*/train/snapshot.pt"))) == 1
     assert not [spec.path for spec in specs if spec.seed == 1 and spec.path.exists()], "no further run has begun"
@@ -126,7 +127,7 @@ def test_a_script_that_workers_cannot_import_is_one_sentence(micro_file: Path, t
         text=True,
         timeout=120,
     )
-    assert "ended: a worker process ended with status 1" in done.stdout
+    assert "worker process ended with status 1" in done.stdout
     assert "bootstrapping" in done.stderr
 
 
@@ -145,7 +146,7 @@ def test_a_signalled_sweep_leaves_snapshots_and_the_same_command_continues(
         os.killpg(parent.pid, signal.SIGTERM)
     _, errors = parent.communicate(timeout=120)
     assert parent.returncode == 2
-    assert "stopped by SIGTERM; the same command continues" in errors
+    assert re.search("SIGTERM; .*same command continues", errors)
     assert "Traceback" not in errors
     assert all((log.parent / "snapshot.pt").is_file() for log in logs)
     steps = [len(log.read_text().splitlines()) for log in logs]

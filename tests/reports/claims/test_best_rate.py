@@ -55,7 +55,7 @@ def test_a_look_at_best_rates_counts_the_seeds_that_have_all_rates(tmp_path: Pat
 def test_a_rate_is_not_chosen_by_what_is_no_score(tmp_path: Path, metric: str):
     claim = {"expression": f"metric(aopd, {metric}) > metric(opd, {metric})", "scope": {"rate": "best"}}
     claim |= {"unit": "nats" if metric == "entropy" else "points"}
-    with pytest.raises(ConfigError, match=f"rate: best chooses a rate by a score, and {metric} is none"):
+    with pytest.raises(ConfigError, match=f"rate: best .*score, .*{metric}"):
         read_claims(write_claims(tmp_path, claim))
 
 

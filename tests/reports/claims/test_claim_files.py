@@ -117,48 +117,48 @@ def test_any_text_is_an_expression_or_a_value_error(text: str):
     [
         (
             {"expression": "__import__('os') > 0"},
-            r"claims.yaml: claim learns: claims.0.expression: found .* is not allowed",
+            r"claims\.yaml: claim learns: claims\.0\.expression: .*__import__",
         ),
         (
             {"expression": "metric(aopd, learnt) > 0"},
-            r"claim learns: claims.0: there is no metric 'learnt'; there are final",
+            r"claim learns: claims\.0: .*'learnt'; .*\bfinal\b",
         ),
         (
             {"expression": "metric(aopd, intransigence) < 0"},
-            r"claim learns: claims.0: there is no metric 'intransigence'; there are final",
+            r"claim learns: claims\.0: .*'intransigence'; .*\bfinal\b",
         ),
-        ({"scope": {}}, "metric 'learned' needs a task; give scope.tasks"),
+        ({"scope": {}}, r"metric 'learned' .*scope\.tasks"),
         ({"unit": "percent"}, r"claim learns: claims.0.unit: found 'percent'"),
         ({"smallest_effect": -1}, r"claim learns: claims.0.smallest_effect: found -1"),
         ({"margin": 0}, r"claim learns: claims.0.margin: found 0"),
         (
             {"at": "equal_learning", "expression": "metric(aopd, learned) > 0"},
-            "at: equal_learning and scope.rate: best compare one metric of two adapters",
+            r"at: equal_learning .*one metric of two adapters",
         ),
         (
             {"scope": {"tasks": ["first"], "rate": "best"}, "expression": "metric(aopd, learned) > metric(opd, final)"},
-            "scope.rate: best compare one metric of two adapters",
+            r"scope\.rate: best .*one metric of two adapters",
         ),
-        ({"at": "equal_learning"}, "at: equal_learning compares kept, probe_change or changed"),
+        ({"at": "equal_learning"}, "at: equal_learning .*kept, probe_change or changed"),
         (
             {"expression": "metric(aopd, kept) > metric(opd, kept)", "scope": {}},
-            "metric kept is read from learning curves; give at: equal_learning too",
+            r"metric kept .*at: equal_learning\b",
         ),
-        ({"scope": {"stage": "branch", "tasks": ["first"]}}, "scope.stage: branch is read from learning curves"),
-        ({"scope": {"tasks": ["before"]}}, r"scope.tasks: \[before\] needs scope.stage: branch"),
-        ({"scope": {"start": "pairs", "tasks": ["first"]}}, "go together with scope.start: pairs"),
+        ({"scope": {"stage": "branch", "tasks": ["first"]}}, r"scope\.stage: branch .*learning curves"),
+        ({"scope": {"tasks": ["before"]}}, r"scope\.tasks: \[before\] .*scope\.stage: branch"),
+        ({"scope": {"start": "pairs", "tasks": ["first"]}}, r"scope\.start: pairs"),
         (
             {"expression": "metric(aopd, learned, start=weak) > metric(opd, learned, start=weak)"},
-            "'weak'.*give scope.start: weak",
+            "'weak'.*scope.start: weak",
         ),
         ({"scop": {}}, "claim learns: claims.0.scop: unknown key"),
         (
             {"expression": "metric(aopd, entropy) > metric(opd, entropy)"},
-            "the expression is in nats and unit is points; give the unit nats",
+            "in nats and unit is points",
         ),
         (
             {"expression": "metric(aopd, entropy) > metric(opd, learned)"},
-            "it adds or compares nats and points; give both sides the same unit",
+            "compares nats and points",
         ),
         ({"expression": "metric(aopd, entropy) * metric(opd, learned) > 0"}, "it multiplies nats by points"),
         ({"expression": "1 / metric(opd, learned) > 0"}, "it divides a number by points"),
@@ -185,10 +185,10 @@ def test_the_unit_is_the_metrics(expression: str, unit: str):
 @pytest.mark.parametrize(
     ("keys", "sentence"),
     [
-        ({"primary": ["learnt"]}, "primary names 'learnt', which is not a claim; there are learns, b, c, d"),
+        ({"primary": ["learnt"]}, "primary .*'learnt', .*learns, b, c, d"),
         ({"primary": ["b", "b"]}, "primary names 'b' twice"),
         ({"primary": ["learns", "b", "c", "d"]}, "primary"),
-        ({"primary": ["d"]}, "primary claim d is one test; give one task in scope.tasks, not several"),
+        ({"primary": ["d"]}, r"primary claim d\b.*scope\.tasks"),
     ],
 )
 def test_the_sequence_holds_up_to_three_claims_each_one_test(tmp_path: Path, keys: dict[str, Any], sentence: str):
@@ -208,7 +208,7 @@ def test_a_missing_key_a_broken_file_and_a_name_given_twice(tmp_path: Path):
         file.write_text(text)
         with pytest.raises(ConfigError, match=sentence):
             read_claims(file)
-    with pytest.raises(ConfigError, match="there is no claims file nothing; expected a YAML file, or one of aopd"):
+    with pytest.raises(ConfigError, match=r"claims file nothing; .*\baopd\b"):
         read_claims("nothing")
 
 

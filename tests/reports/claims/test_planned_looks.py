@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def test_seeds_added_after_the_last_look_give_no_new_test(tmp_path: Path):
     write_seeds(tmp_path, range(3, 5), "seeds=[0, 1, 2, 3, 4]", created="2026-02-01T00:00:00+00:00")
     assert row_of(tmp_path).verdict == NO_VERDICT
     assert row_of(tmp_path).effect.seeds == 5
-    assert "after the look at 3 are exploratory" in describe_looks(CLAIMS, find_runs([tmp_path]))
+    assert "look at 3 are exploratory" in describe_looks(CLAIMS, find_runs([tmp_path]))
 
 
 def test_a_plan_too_small_for_a_verdict_can_be_replaced(tmp_path: Path):
@@ -106,7 +107,7 @@ def test_a_study_that_grows_is_exploratory_beyond_its_plan(tmp_path: Path):
         write_finished(spec, constant(spec, learned[spec.entry], 0.3))
     row = judge_study(collect(grown))[0]
     assert row.verdict == NO_VERDICT
-    assert "the last was at 5, and 2 seeds added after it" in row.reason
+    assert re.search(r"last was at 5, .*\b2 seeds added", row.reason)
 
 
 @pytest.mark.parametrize("looks", [[2, 5], [5, 3], [3, 3], [], [3]])
@@ -136,9 +137,7 @@ def test_a_registration_holds_seeds_and_looks_and_versions_are_counted(tmp_path:
         assert call(monkeypatch, "claims", "register", claims, "--suite", "tiny", "--out", tmp_path, *chosen) == 0
 
     register("seeds=[0, 1, 2, 3, 4]", "looks=[3, 5]")
-    assert "planned: seeds 0, 1, 2, 3, 4. Claims are judged at 3 seeds (0.76 %)" in " ".join(
-        capsys.readouterr().out.split()
-    )
+    assert "seeds 0, 1, 2, 3, 4. Claims are judged at 3 seeds (0.76 %)" in " ".join(capsys.readouterr().out.split())
     (written,) = registrations_for(tmp_path, "tiny")
     assert (written.seeds, written.looks) == ((0, 1, 2, 3, 4), (3, 5))
     write_seeds(tmp_path, range(3))
@@ -157,5 +156,5 @@ def test_a_registered_plan_is_the_first_one_and_other_seeds_are_named(tmp_path: 
     assert find_looks(CLAIMS, runs) == (3,)
     said = describe_plan(CLAIMS, runs)
     assert "does not have seed 3, 4" in said
-    assert "after the look at 3 are exploratory" in said
+    assert "look at 3 are exploratory" in said
     assert row_of(tmp_path).verdict == NO_VERDICT

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,7 @@ def test_claims_registered_before_the_first_run(tmp_path: Path, claims: Path, mo
     assert read_claims(claims).digest in capsys.readouterr().out
     for entry in ("opd", "aopd"):
         start(out, entry, 0)
-    assert sentence_of(claims, out).startswith("Registered before the first run, on 20")
+    assert sentence_of(claims, out).startswith("Registered before the first run")
     assert sentence_of(claims, out).endswith("UTC.")
 
 
@@ -79,13 +80,13 @@ def test_a_comment_changes_nothing_and_a_margin_does(tmp_path: Path, claims: Pat
     claims.write_text(f"# why\n{claims.read_text()}", encoding="utf-8")
     assert sentence_of(claims, out).startswith("Registered before the first run")
     write_yaml(claims, FILE | {"claims": [CLAIM | {"margin": 2}]})
-    assert sentence_of(claims, out).startswith("Changed after it was registered on 20")
+    assert sentence_of(claims, out).startswith("Changed after")
 
 
 def test_claims_registered_after_a_run_and_never(tmp_path: Path, claims: Path, monkeypatch: Any, capsys: Any):
     out = tmp_path / "runs"
     start(out, "opd", 0)
-    assert sentence_of(claims, out) == "Not registered before the runs, so results may have decided what is claimed."
+    assert sentence_of(claims, out).startswith("Not registered before the runs")
     assert call(monkeypatch, "claims", "register", claims, "--suite", "tiny", "--out", out) == 0
     assert "1 of these runs started before" in capsys.readouterr().out
     start(out, "aopd", 0)
@@ -97,7 +98,7 @@ def test_a_run_of_another_configuration_is_named(tmp_path: Path, claims: Path, m
     assert call(monkeypatch, "claims", "register", claims, "--suite", "tiny", "--out", out) == 0
     start(out, "opd", 0)
     start(out, "aopd", 3, "training.optimizer.lr=1e-3")
-    assert sentence_of(claims, out).endswith("The configuration of 1 run of 2 (aopd) is not the registered one.")
+    assert re.search(r"configuration of 1 run of 2 \(aopd\) is not the registered", sentence_of(claims, out))
 
 
 def test_a_machine_with_another_autocast_runs_what_was_registered(tmp_path: Path, claims: Path, monkeypatch: Any):
@@ -118,7 +119,7 @@ def test_a_studys_suites_are_all_registered(tmp_path: Path, claims: Path, monkey
 def test_one_of_suite_and_study_is_asked_for(claims: Path, monkeypatch: Any, capsys: Any):
     for options in ([], ["--suite", "tiny", "--study", "tiny"]):
         assert call(monkeypatch, "claims", "register", claims, *options) == 2
-        assert "name one of --suite and --study" in capsys.readouterr().err
+        assert "one of --suite and --study" in capsys.readouterr().err
 
 
 def test_the_sequence_is_printed(claims: Path, monkeypatch: Any, capsys: Any):

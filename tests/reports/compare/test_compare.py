@@ -1,14 +1,11 @@
-"""`harness compare`: methods found and paired, rows by hand, retention only at matched learning, and its files."""
+"""A comparison: methods found and paired, rows by hand, and retention only at matched learning."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 import re
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +14,6 @@ import pandas as pd
 import pytest
 import yaml
 
-from harness.cli.app import main
 from harness.errors import RunError
 from harness.stats.continual import ACCURACY, BACKWARD, FIGURES, FORGETTING, LEARNING
 from harness.stats.intervals import Interval
@@ -29,37 +25,13 @@ from reports.claims.evidence import Evidence
 from reports.claims.judge_claims import judge_claims
 from reports.compare.comparison import Comparison, Stages
 from reports.compare.headline import headline_of
-from reports.compare.render_comparison import latex, latex_table, markdown, markdown_table
 from reports.compare.rows import AVERAGE, comparison_table, comparison_table_by_seed
 from reports.data.calibration import CALIBRATION
-from reports.data.csv_text import to_csv_text
 from reports.data.frames import load_frames
 from reports.data.methods import ENTROPY, find_methods
 from reports.data.tables import figures_by_seed, write_tables
+from tests.support.reports.compared_runs import HIGH, LOW, START, shifted, write_three
 from tests.support.reports.run_factory import PROBES, SCORES, STAGES, write_run
-
-START = [0.5, 0.1, 0.6]
-LOW = [START, [0.6, 0.2, 0.5], [0.4, 0.7, 0.5]]
-HIGH = [START, [0.8, 0.2, 0.5], [0.3, 0.9, 0.4]]
-
-
-def shifted(scores: list[list[float]], by: float) -> list[list[float]]:
-    """Return scores whose first task after its stage is moved."""
-    return [scores[0], [scores[1][0] + by, *scores[1][1:]], scores[2]]
-
-
-def write_three(
-    tmp_path: Path, adapter: str, scores: list[list[float]], moves=(0.0, 0.1, -0.1), **options: Any
-) -> Path:
-    for seed, move in enumerate(moves):
-        write_run(tmp_path, adapter, seed, shifted(scores, move), **options)
-    return tmp_path / "tiny" / adapter
-
-
-@pytest.fixture
-def two(tmp_path: Path) -> list[Path]:
-    """OPD and AOPD with three seeds: AOPD learned 0.2 more of each task and forgot 0.3 more."""
-    return [write_three(tmp_path, "opd", LOW), write_three(tmp_path, "aopd", HIGH, (0.0, 0.0, 0.0))]
 
 
 def test_rows_are_the_figures_of_the_report(two: list[Path]):
@@ -141,9 +113,9 @@ def test_methods_that_learn_other_tasks_by_themselves_have_no_average_of_learnin
         names = {row.quantity.name for row in compared.rows if row.task in ("", AVERAGE)}
         assert LEARNING.name not in names
         assert ACCURACY.name in names
-        assert any("what they learned on average is not compared" in note for note in compared.notes())
+        assert any("learned on average is not compared" in note for note in compared.notes())
         (sentence, *_) = headline_of(compared.methods)
-        assert "what they learned on average is not compared" in sentence
+        assert "learned on average is not compared" in sentence
         assert f"{compared.methods[1].name} ends at" in sentence
 
 
@@ -214,23 +186,21 @@ def test_entropy_is_of_own_answers_alone(tmp_path: Path):
     assert row is not None
     assert row.difference.base == pytest.approx(1 - 0.1 * 1.5)
     assert compared.row("sft", ENTROPY) is None
-    assert "sft trains on references, so its entropy in training is not compared." in compared.notes()
+    assert any(re.match("sft trains on references, .*entropy", note) for note in compared.notes())
 
 
 def test_seeds_without_a_partner_are_named(tmp_path: Path):
     paths = [write_three(tmp_path, "opd", LOW), write_three(tmp_path, "aopd", HIGH, (0.0,))]
     compared = Comparison(find_methods(paths))
     assert {row.difference.seeds.seeds for row in compared.rows} == {1}
-    assert "opd: seeds 1, 2 have no partner and are left out." in compared.notes()
+    assert any(note.startswith("opd: seeds 1, 2 ") for note in compared.notes())
 
 
 def test_no_seed_in_common_is_refused(tmp_path: Path):
     paths = [write_three(tmp_path, "opd", LOW, (0.0, 0.0)), tmp_path / "tiny" / "aopd"]
     for seed in (2, 3):
         write_run(tmp_path, "aopd", seed, HIGH)
-    with pytest.raises(
-        RunError, match="opd has seeds 0, 1 and aopd 2, 3, none in common; run both with the same seeds"
-    ):
+    with pytest.raises(RunError, match=r"opd .*0, 1 and aopd 2, 3, none in common"):
         _ = Comparison(find_methods(paths)).rows
 
 
@@ -275,24 +245,24 @@ def test_two_orders_of_the_same_tasks_are_paired_by_task_without_what_they_forge
 
 def test_several_orders_need_a_choice(tmp_path: Path, two: list[Path]):
     write_run(tmp_path, "opd", 0, LOW, order="back")
-    with pytest.raises(RunError, match=r"has runs in the orders back, default; choose one with --order"):
+    with pytest.raises(RunError, match=r"orders back, default; .*--order"):
         find_methods(two)
     assert find_methods(two, order="default")[0].first.order == "default"
-    with pytest.raises(RunError, match=r"no run in order 'joint'; it has back, default"):
+    with pytest.raises(RunError, match=r"order 'joint'; .*back, default"):
         find_methods(two, order="joint")
 
 
 def test_mistakes_name_what_there_is(two: list[Path]):
-    with pytest.raises(RunError, match="holds one method, opd; name at least 2 methods"):
+    with pytest.raises(RunError, match=r"one method, opd; .*2 methods"):
         find_methods(two[:1])
-    with pytest.raises(RunError, match="has no profile 'sampled'; it has default"):
+    with pytest.raises(RunError, match=r"profile 'sampled'; .*\bdefault\b"):
         find_methods(two, profile="sampled")
     with pytest.raises(RunError, match=f"^{re.escape(str(two[0]))} is named twice"):
         find_methods([two[0], two[0]])
     methods = find_methods(two)
-    with pytest.raises(RunError, match="--stage 3: the runs have the stages 0"):
+    with pytest.raises(RunError, match=r"--stage 3: .*stages 0"):
         Comparison(methods, stage=3)
-    with pytest.raises(RunError, match="--task weather: no run has it; they have tiny_arithmetic"):
+    with pytest.raises(RunError, match=r"--task weather: .*tiny_arithmetic"):
         Comparison(methods, tasks=["weather"])
 
 
@@ -303,103 +273,6 @@ def test_other_conditions_across_suites_are_refused(tmp_path: Path):
     ]
     with pytest.raises(RunError, match="cannot be paired"):
         _ = Comparison(find_methods(paths)).rows
-
-
-def test_latex_is_booktabs_without_a_character_that_pdflatex_lacks(two: list[Path]):
-    text = latex(Comparison(find_methods(two)))
-    assert r"\toprule" in text
-    assert r"learned: tiny\_arithmetic & 60.0 & 80.0 & +20.0" in text
-    assert text.isascii()
-
-
-def test_latex_fits_a_page_with_label_and_note_and_runs_no_command_of_a_name(two: list[Path]):
-    text = latex(Comparison(find_methods(two)))
-    assert r"\label{tab:aopd-minus-opd}" in text
-    assert text.count(r"\footnotesize") == 1
-    assert max(row.count("&") for row in text.splitlines()) <= 5
-    table = pd.DataFrame({"": [r"\input{/etc/passwd}"], "a_b": ["50 % & more"]})
-    hostile = latex_table(table, r"x|\input{/etc/passwd}|")
-    assert r"\input" not in hostile
-    assert r"\textbackslash{}input\{/etc/passwd\}" in hostile
-
-
-def test_markdown_of_a_hostile_name_stays_one_cell_and_text():
-    table = markdown_table(pd.DataFrame({"": ["a|b<script>"], "c|d": ["1"]}))
-    assert "<script" not in table
-    assert {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()} == {3}
-
-
-def test_a_csv_holds_no_formula():
-    text = to_csv_text(pd.DataFrame({"name": ["=1+1", "-x", "ok"], "value": [-1.0, 2.0, 3.0]}))
-    assert text.splitlines() == ["name,value", "'=1+1,-1.0", "'-x,2.0", "ok,3.0"]
-    assert to_csv_text(pd.DataFrame({"=HYPERLINK(1)": [1]})).splitlines()[0] == "'=HYPERLINK(1)"
-
-
-def test_markdown_has_one_line_per_row(two: list[Path]):
-    compared = Comparison(find_methods(two))
-    lines = markdown(compared, ["A sentence."]).splitlines()
-    assert lines[0] == "A sentence."
-    assert sum(line.startswith("| ") for line in lines) == len(compared.rows) + 1
-
-
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setattr(sys, "argv", ["harness", "compare", *arguments])
-    code = 0
-    try:
-        main()
-    except SystemExit as end:
-        code = int(end.code or 0)
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
-
-
-def test_the_command_writes_its_files(two: list[Path], tmp_path: Path, monkeypatch: Any, capsys: Any):
-    out = tmp_path / "out"
-    code, shown, _ = call(monkeypatch, capsys, *map(str, two), "--out", str(out), "--claims", "aopd")
-    assert code == 0
-    assert "aopd learned 20.0 points more" in " ".join(shown.split())
-    names = {"compare.md", "compare.tex", "compare.csv", "compare_by_seed.csv", "claims.md", "claims.csv"}
-    assert {file.name for file in out.iterdir()} == names
-    assert set(pd.read_csv(out / "claims.csv")["verdict"]) == {"not testable", "exploratory"}
-
-
-def test_csv_on_standard_output_is_nothing_but_csv(two: list[Path], tmp_path: Path, monkeypatch: Any, capsys: Any):
-    code, shown, err = call(monkeypatch, capsys, *map(str, two), "--format", "csv", "--out", str(tmp_path / "o"))
-    rows = list(csv.DictReader(io.StringIO(shown.strip())))
-    assert code == 0
-    assert {row["method"] for row in rows} == {"aopd"}
-    assert "written:" in err
-
-
-@pytest.mark.parametrize(
-    ("kind", "opening"), [("csv", "claim,primary,profile,"), ("markdown", "# Claims"), ("latex", r"\caption{Claims}")]
-)
-def test_verdicts_are_printed_in_the_format_that_is_asked_for(
-    kind: str, opening: str, two: list[Path], monkeypatch: Any, capsys: Any
-):
-    code, shown, _ = call(monkeypatch, capsys, *map(str, two), "--format", kind, "--claims", "aopd")
-    assert code == 0
-    assert opening in shown
-    assert "not testable" in shown[shown.index(opening) :]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        (["--format", "html"], "--format html: expected one of markdown, csv, latex"),
-        (["--stage", "0,1,2"], "--stage 0,1,2: expected one stage, or two"),
-        (["--stage", "one"], "--stage one: found 'one', expected whole numbers"),
-        (["--stage", "0,1", "--claims", "aopd"], "--claims"),
-        (["--stage", "1", "--claims", "aopd"], "--stage"),
-        (["--claims", "nowhere.yaml"], "there is no claims file nowhere.yaml"),
-    ],
-)
-def test_mistakes_are_one_line(two: list[Path], arguments: list[str], sentence: str, monkeypatch: Any, capsys: Any):
-    code, _, err = call(monkeypatch, capsys, *map(str, two), *arguments)
-    assert code == 2
-    assert sentence in err
-    assert len(err.strip().splitlines()) == 1
 
 
 def test_a_figure_that_is_registered_is_seen_in_value_comparison_claims_and_csv(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -30,20 +31,21 @@ def opening_of(tmp_path: Path) -> list[str]:
 def test_matched_learning_says_who_forgot_less_in_the_direction_of_the_word(tmp_path: Path):
     write(tmp_path, "opd", [0.6, 0.6, 0.6], [0.2, 0.2, 0.3], items=20)
     write(tmp_path, "aopd", [0.6, 0.65, 0.6], [0.4, 0.45, 0.4], items=20)
-    assert opening_of(tmp_path) == [
-        "aopd learned 0.8 points more [−2.8, 4.4] than opd and forgot 16.7 less [−0.8, 34.2]; 3 seeds, 40 items; "
-        "the difference in learning is not resolved from zero. It ends at 55.8 %, 9.2 points more [−0.3, 18.7] than opd."
-    ]
+    (sentence,) = opening_of(tmp_path)
+    assert sentence.startswith("aopd learned 0.8 points more [−2.8, 4.4] than opd ")
+    assert "forgot 16.7 less [−0.8, 34.2]; 3 seeds, 40 items; " in sentence
+    assert "learning is not resolved from zero" in sentence
+    assert "ends at 55.8 %, 9.2 points more [−0.3, 18.7] than opd" in sentence
 
 
 def test_unmatched_learning_leaves_forgetting_unjudged(tmp_path: Path):
     write(tmp_path, "opd", [0.5, 0.5, 0.6], [0.2, 0.2, 0.2])
     write(tmp_path, "aopd", [0.9, 0.9, 0.9], [0.2, 0.2, 0.2])
-    assert opening_of(tmp_path) == [
-        "aopd learned 18.3 points more [2.3, 34.4] than opd; 3 seeds, 20 items. It ends at 45.0 %, 0.0 points more "
-        "[0.0, 0.0] than opd. It forgot 36.7 points more [2.1, 71.3], "
-        "which is not judged: learning is not shown to match within ±5 points."
-    ]
+    (sentence,) = opening_of(tmp_path)
+    assert sentence.startswith("aopd learned 18.3 points more [2.3, 34.4] than opd; 3 seeds, 20 items")
+    assert "ends at 45.0 %, 0.0 points more [0.0, 0.0] than opd" in sentence
+    assert re.search(r"forgot 36\.7 points more \[2\.1, 71\.3\], .*not judged: .*within ±5 points", sentence)
+    assert "not resolved from zero" not in sentence
 
 
 def test_one_seed_has_an_interval_over_items_and_says_so(tmp_path: Path):
@@ -51,19 +53,15 @@ def test_one_seed_has_an_interval_over_items_and_says_so(tmp_path: Path):
     write(tmp_path, "aopd", [0.9], [0.2])
     (sentence,) = opening_of(tmp_path)
     assert sentence.startswith("aopd learned 20.0 points more [")
-    assert (
-        "1 seed, 20 items, so the bracket is over items of this seed alone and says nothing about other seeds."
-        in sentence
-    )
-    assert sentence.endswith("which is not judged: one seed cannot show that learning matches.")
+    assert re.search("1 seed, 20 items, .*over items .*nothing about other seeds", sentence)
+    assert re.search("not judged: one seed ", sentence)
 
 
 def test_one_seed_without_answers_has_no_interval(tmp_path: Path):
     write(tmp_path, "opd", [0.5], [0.2], samples=False)
     write(tmp_path, "aopd", [0.9], [0.2], samples=False)
-    assert opening_of(tmp_path)[0].startswith(
-        "aopd learned 20.0 points more than opd; 1 seed, so there is no interval and says nothing about other seeds"
-    )
+    learned = "aopd learned 20.0 points more than opd; 1 seed, .*no interval .*nothing about other seeds"
+    assert re.match(learned, opening_of(tmp_path)[0])
 
 
 def test_each_method_is_compared_with_the_first_that_is_not_a_control(tmp_path: Path):
@@ -91,9 +89,8 @@ def test_only_runs_of_one_suite_order_and_start_are_compared(tmp_path: Path):
 def test_what_is_missing_is_named(tmp_path: Path):
     write(tmp_path, "opd", [0.5], [0.2])
     write(tmp_path, "aopd", [0.9], [0.2], evaluated=4)
-    assert opening_of(tmp_path) == [
-        "aopd and opd: no seed has every trained task evaluated yet, so nothing is compared."
-    ]
+    (sentence,) = opening_of(tmp_path)
+    assert re.match("aopd and opd: no seed .*nothing is compared", sentence)
 
 
 def test_forgetting_waits_for_the_last_stage(tmp_path: Path):
@@ -126,7 +123,7 @@ def test_orders_that_end_with_other_tasks_are_compared_in_learning_alone(tmp_pat
     one, other = (tmp_path / "tiny/opd" / order for order in ("default", "back"))
     (sentence,) = sentences_of(Comparison(find_methods([one, other])))
     assert "learned 20.0 points more" in sentence
-    assert sentence.endswith("so they can forget different ones: forgetting and BWT are not compared.")
+    assert sentence.endswith("forgetting and BWT are not compared.")
 
 
 @pytest.mark.parametrize("seeds", [(0, 1), (5, 6)])
@@ -135,8 +132,9 @@ def test_seeds_are_paired_or_a_sentence_says_that_they_are_not(tmp_path: Path, s
         write_run(tmp_path, "opd", seed, [START, [0.5, 0.2, 0.5], [0.2, 0.7, 0.5]])
     for seed in seeds:
         write_run(tmp_path, "aopd", seed, [START, [0.5, 0.2, 0.5], [0.2, 0.7, 0.5]])
-    alone = "aopd and opd have no seed in common, so they are not compared."
-    assert (opening_of(tmp_path) == [alone]) == (seeds == (5, 6))
+    opening = opening_of(tmp_path)
+    alone = len(opening) == 1 and opening[0].startswith("aopd and opd have no seed in common")
+    assert alone == (seeds == (5, 6))
 
 
 def test_the_profile_and_a_reversed_sign_are_named(tmp_path: Path):
@@ -160,4 +158,4 @@ def test_a_comparison_names_methods_that_end_below_their_start(tmp_path: Path):
     write_run(tmp_path, "aopd", 1, [START, [0.9, 0.2, 0.5], [0.1, 0.3, 0.5]])
     sentence, below = sentences_of(Comparison(find_methods([tmp_path])))
     assert "It ends at 20.0 %, 25.0 points less" in sentence.replace("\u00a0", " ")
-    assert below.startswith("aopd is not shown to end above its start: at 20.0 %, 10.0 points")
+    assert re.match(r"aopd is not shown .*above its start: at 20\.0 %, 10\.0 points", below)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -96,4 +97,4 @@ def test_a_claim_can_be_made_of_it(tmp_path: Path):
     write_run(tmp_path / "b", "opd")
     write_run(tmp_path / "b", "aopd")
     (untested,) = judge_claims([file], Evidence(find_methods([tmp_path / "b"])))
-    assert untested.reason == "aopd was not evaluated both greedily and at temperature 1"
+    assert re.fullmatch("aopd .*greedily and at temperature 1", untested.reason)

@@ -147,18 +147,15 @@ def test_a_refusal_names_the_fields_that_differ_and_the_command_that_fixes_it(tm
     change_keys(other, settings={**settings, "max_gen_toks": 9}, versions={"torch": "2.14.0"}, grading="g1")
     with pytest.raises(RunError) as error:
         _ = load_frames([tmp_path]).scores
-    assert str(error.value).endswith(
-        f"settings.max_gen_toks (24 and 9), versions.torch (2.13.0 and 2.14.0) differ; remove {one}/stage_*/eval "
-        f"{other}/stage_*/eval and evaluate them again with the same settings: harness run tiny --adapter opd --seed 0 && "
-        "harness run tiny "
-        "--adapter aopd --seed 0"
-    )
+    said = str(error.value)
+    assert "settings.max_gen_toks (24 and 9), versions.torch (2.13.0 and 2.14.0) differ; " in said
+    assert f"remove {one}/stage_*/eval {other}/stage_*/eval " in said
+    assert said.endswith(": harness run tiny --adapter opd --seed 0 && harness run tiny --adapter aopd --seed 0")
     change_keys(other, settings=settings, versions={"torch": "2.13.0"}, grading="g2")
     with pytest.raises(RunError) as error:
         _ = load_frames([tmp_path]).scores
-    assert str(error.value).endswith(
-        f"grading (g1 and g2) differs; grade both with today's grader: harness regrade {one} {other}"
-    )
+    assert "grading (g1 and g2) differs; " in str(error.value)
+    assert str(error.value).endswith(f": harness regrade {one} {other}")
 
 
 def change_manifest(run: Path, **changes) -> None:
@@ -179,8 +176,7 @@ def test_a_refusal_names_the_checkpoints_of_runs_that_are_configured_to_evaluate
     with pytest.raises(RunError) as error:
         _ = load_frames([tmp_path]).scores
     assert str(error.value).endswith(
-        "in one matrix: harness evaluate --suite my/tiny.yaml --checkpoints "
-        f"{one}/stage_2_tiny_weather/train/checkpoint /at/seed0"
+        f": harness evaluate --suite my/tiny.yaml --checkpoints {one}/stage_2_tiny_weather/train/checkpoint /at/seed0"
     )
 
 
@@ -199,7 +195,7 @@ def test_the_command_that_a_refusal_names_can_be_pasted_where_a_folder_has_a_spa
     folder = tmp_path / "my runs"
     refusal = refusal_at(folder, command="harness run 'my suite.yaml' --seed 0")
     assert f"remove '{folder}/tiny/opd/default/seed0'/stage_*/eval " in refusal
-    assert refusal.endswith("again with the same settings: harness run 'my suite.yaml' --seed 0")
+    assert refusal.endswith(": harness run 'my suite.yaml' --seed 0")
     one, other = (folder / f"tiny/{adapter}/default/seed0" for adapter in ("opd", "aopd"))
     change_manifest(one, config={"evaluation": {"limit": 3}})
     last = "stage_2_tiny_weather/train/checkpoint"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,7 @@ def test_entropy_is_compared_only_where_both_train_on_the_students_answers(
     file.write_text(json.dumps(found))
     compared = Comparison(find_methods(paths))
     assert compared.row("mine", ENTROPY) is None
-    assert "mine trains on references, so its entropy in training is not compared." in compared.notes()
+    assert any(re.match("mine trains on references, .*entropy", note) for note in compared.notes())
 
 
 def test_a_control_is_known_by_its_adapter_not_by_its_entrys_name(tmp_path: Path):

@@ -145,9 +145,7 @@ def test_what_is_not_comparable_is_refused_with_the_field_and_the_remedy(tmp_pat
     change_cell(
         found.other.evaluations.run.path, f"stage_1_{TASK}", keyed({**FIELDS, "settings": {"max_gen_toks": 9}}, "b")
     )
-    with pytest.raises(
-        RunError, match=r"settings.max_gen_toks \(24 and 9\) differ; remove .*/stage_\*/eval and evaluate them again"
-    ):
+    with pytest.raises(RunError, match=r"settings\.max_gen_toks \(24 and 9\) .*remove .*/stage_\*/eval "):
         compare_pairs([found])
     with pytest.raises(RunError, match="max_gen_toks"):
         compare_pairs([found], shared_items=True)
@@ -172,7 +170,7 @@ def other_items(tmp_path: Path) -> SeedPair:
 
 def test_other_items_are_refused_unless_asked_for_and_then_counted(tmp_path: Path):
     found = other_items(tmp_path)
-    with pytest.raises(RunError, match=r"prompts \(a and b\).*or compare the items that both have with --shared-items"):
+    with pytest.raises(RunError, match=r"prompts \(a and b\).*--shared-items"):
         compare_pairs([found])
     shared = compare_pairs([found], shared_items=True)
     assert (shared.base, shared.other, shared.item_count) == (0.0, 0.5, 4)
@@ -183,7 +181,7 @@ def test_other_items_are_refused_unless_asked_for_and_then_counted(tmp_path: Pat
 def test_other_items_under_one_key_are_refused_too(tmp_path: Path):
     (found,) = runs(tmp_path, (0.4, 0.6))
     drop_items(found.other.evaluations.run.path, slice(0, 8))
-    with pytest.raises(RunError, match=r"share 8 items of 10 and 8; compare those with --shared-items"):
+    with pytest.raises(RunError, match=r"share 8 items of 10 and 8; .*--shared-items"):
         compare_pairs([found])
 
 
@@ -191,7 +189,7 @@ def test_no_shared_item_leaves_nothing_to_pair(tmp_path: Path):
     (found,) = runs(tmp_path, (0.4, 0.6))
     drop_items(found.base.evaluations.run.path, slice(0, 5))
     drop_items(found.other.evaluations.run.path, slice(5, 10))
-    with pytest.raises(RunError, match="share 0 items of 5 and 5; nothing to pair"):
+    with pytest.raises(RunError, match=r"share 0 items of 5 and 5\b"):
         compare_pairs([found], shared_items=True)
 
 
@@ -200,7 +198,7 @@ def test_items_with_one_id_and_different_targets_are_not_paired(tmp_path: Path):
     file = found.base.evaluations.run.path / f"stage_1_{TASK}" / "eval" / TASK / "samples.parquet"
     pd.read_parquet(file).assign(target="3").to_parquet(file)
     vouch(file.with_name("results.json"))
-    with pytest.raises(RunError, match=r"4 of the 4 items .* share differ in their prompt or target"):
+    with pytest.raises(RunError, match=r"\b4 of the 4 items .*prompt or target"):
         compare_pairs([found], shared_items=True)
 
 
@@ -230,7 +228,7 @@ def test_seeds_that_hold_other_items_are_refused_unless_asked_for(tmp_path: Path
     pairs = runs(tmp_path, (0.4, 0.6), (0.4, 0.6))
     for side in (pairs[1].base, pairs[1].other):
         drop_items(side.evaluations.run.path, slice(0, 5))
-    with pytest.raises(RunError, match="seeds share 5 items of 5 and 10; compare those with --shared-items"):
+    with pytest.raises(RunError, match=r"seeds share 5 items of 5 and 10; .*--shared-items"):
         compare_pairs(pairs)
     shared = compare_pairs(pairs, shared_items=True)
     assert (shared.item_count, shared.base, shared.other) == (5, pytest.approx(0.8), pytest.approx(1.0))

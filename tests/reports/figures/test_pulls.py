@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -60,18 +61,14 @@ def test_agreement_is_in_percent_and_names_each_method_s_k(frames: Frames):
 
 def test_the_numbers_are_stated_per_method_and_methods_without_any_are_left_out(frames: Frames):
     reading = read_pulls(frames)
-    assert reading.startswith(
-        "Mean over all steps: opd 0.0200 up and 0.0100 down, ratio 0.5000; aopd 0.0200 up and 0.0400 down"
-    )
+    assert ": opd 0.0200 up and 0.0100 down, ratio 0.5000; aopd 0.0200 up and 0.0400 down" in reading
     assert "opd_replay 0.0300 up and 0.0100 down, ratio 0.3333." in reading
     assert "sft" not in reading
     agreement = read_agreement(frames)
     assert "aopd (K = 32) overlap 50.0 %" in agreement
     # Steps of earlier versions, here opd's, lack the teacher's own figures.
     named = agreement.partition("most probable token was the sampled one at: ")[2]
-    assert named.startswith(
-        "aopd 75.0 %, with an entropy of at least 1.250 nats and a probability below 1e-7 for 12.5 %"
-    )
+    assert re.match(r"aopd 75\.0 %, .*\b1\.250 nats .*\b1e-7 for 12\.5 %", named)
     assert "opd " not in named.replace("aopd ", "")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -24,10 +25,8 @@ def test_the_ends_stand_next_to_the_start(tmp_path: Path):
         write_run(tmp_path, "aopd", seed, [START, [0.8, 0.2, 0.5], [aopd, 0.6, 0.5]])
     (sentence,) = (each.replace("\u00a0", " ") for each in describe_ends(load_frames([tmp_path])))
     # opd ends at 0.4 and 0.5, aopd at 0.5 and 0.7: half-widths 12.706 * 0.05 and 12.706 * 0.1, cut at 0 and 1
-    assert sentence == (
-        "At the end, mean of all trained tasks: opd 45.0 [0.0, 100.0] %, aopd 60.0 [0.0, 100.0] %; "
-        "the start had 30.0 [30.0, 30.0] %."
-    )
+    assert "opd 45.0 [0.0, 100.0] %, aopd 60.0 [0.0, 100.0] %; " in sentence
+    assert "start had 30.0 [30.0, 30.0] %" in sentence
 
 
 @pytest.mark.usefixtures("blank_figures")
@@ -64,5 +63,5 @@ def test_methods_that_learn_nothing_or_end_below_their_start_are_named(tmp_path:
     write_run(tmp_path, "aopd", 0, [START, [0.8, 0.2, 0.5], [0.8, 0.6, 0.5]])
     found = [each.replace("\u00a0", " ") for each in describe_ends(load_frames([tmp_path]))[1:]]
     assert [each.split(":")[0] for each in found] == ["opd learned nothing", "gkd ends below its start"]
-    assert found[0].startswith("opd learned nothing: right after its own stage a task scores 0.0 points more")
-    assert found[1].startswith("gkd ends below its start: at 25.0 %, 5.0 points")
+    assert re.match(r"opd learned nothing: .*\b0\.0 points more", found[0])
+    assert "at 25.0 %, 5.0 points" in found[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -86,10 +87,8 @@ def test_a_clear_gain_is_supported_and_the_rest_says_what_could_not_be_tested(tm
     found = verdicts(results)
     assert (found["learns"], found["ends"], found["retains"]) == (SUPPORTED, NOT_TESTABLE, NOT_TESTABLE)
     reasons = {each.entry.name: each.reason for each in judge_study(results)}
-    assert (reasons["ends"], reasons["retains"]) == (
-        "aopd ran at one learning rate",
-        "no runs of aopd from the weak start that begin a stage at a trained checkpoint of all methods",
-    )
+    assert reasons["ends"] == "aopd ran at one learning rate"
+    assert re.match("no runs of aopd from the weak start .*checkpoint", reasons["retains"])
     assert found["entropy"] == EXPLORATORY
 
 
@@ -103,7 +102,7 @@ def test_the_page_opens_with_the_primary_claims_in_their_order(tmp_path: Path):
     assert second.startswith(
         "Primary claim 2, paper decoding: AOPD ends higher than OPD, weak start, best learning rate: not testable:"
     )
-    assert count_exploratory(found) == "3 primary claims tested in order; 11 rows are exploratory."
+    assert re.match(r"3 primary claims .*\b11 rows are exploratory", count_exploratory(found))
 
 
 BRANCH: dict[str, Any] = {
@@ -138,7 +137,7 @@ def test_retention_is_judged_from_a_common_checkpoint_under_the_curves_profile(t
         assert found[name].profile == "paper"
     assert found["retains"].verdict == SUPPORTED
     assert found["retains-before"].place.task == "tiny_arithmetic"
-    assert "in stage 2, tiny_weather, from one checkpoint after tiny_arithmetic" in found["retains"].compared
+    assert re.search("stage 2, tiny_weather, .*checkpoint after tiny_arithmetic", found["retains"].compared)
     assert found["retains-in-all-stages"].reason == "no learning curves"
 
 
@@ -178,7 +177,7 @@ def test_runs_that_begin_the_stage_at_different_weights_are_not_compared(tmp_pat
         content["weights"] = {"stage_1": f"{spec.entry if spec.seed == 2 else ''}{spec.seed}"}
         write_sealed(file, Manifest.model_validate(content))
     found = {each.entry.name: each for each in judge_study(collect(results.plan))}
-    assert found["retains"].reason == "aopd and opd begin stage 2 with different weights at seed 2"
+    assert re.fullmatch("aopd and opd .*stage 2 .*different weights .*seed 2", found["retains"].reason)
 
 
 def test_a_clear_loss_contradicts(tmp_path: Path):
@@ -248,10 +247,8 @@ def test_learning_matched_on_average_alone_gives_no_verdict(tmp_path: Path):
     learned = {"opd": [0.6, 0.6, 0.6], "aopd": [0.7, 0.6, 0.5]}
     results = made(tmp_path, learned, {"opd": [0.3] * 3, "aopd": [0.69, 0.59, 0.49]})
     assert pairs_grid(results, RETENTION, AGAINST).rows[0][-1] == "matched on average only"
-    assert (
-        "0 of 1 setting of aopd matched in R[1][1], 1 on average only"
-        in describe_matching(results, RETENTION, AGAINST)[0]
-    )
+    sentence = describe_matching(results, RETENTION, AGAINST)[0]
+    assert re.search(r"0 of 1 setting of aopd .*R\[1\]\[1\], 1 on average only", sentence)
 
 
 def rated(folder: Path, level: Callable[[RunSpec, float], float], **changes: Any) -> Results:
@@ -274,7 +271,7 @@ def test_a_seed_s_learning_rate_is_chosen_by_the_other_half_of_the_seeds(tmp_pat
     levels = {1e-4: [0.2, 0.2, 0.2], 2e-4: [0.5, 0.6, 0.7], 4e-4: [0.95, 0.4, 0.3]}
     results = rated(tmp_path, lambda s, lr: levels[lr][s.seed])
     (claim,) = [each for each in judge_study(results) if each.entry.name == "learns-first-best-rate"]
-    assert "chosen on the other half of the seeds" in claim.compared
+    assert "other half of the seeds" in claim.compared
     assert "aopd 0.0002 or 0.0004, the highest tried" in claim.compared
 
 
@@ -302,7 +299,7 @@ def test_claims_are_judged_for_the_starts_that_the_study_has(tmp_path: Path):
 def test_a_factor_s_sentence_counts_its_comparisons_and_says_what_could_have_shown(tmp_path: Path):
     results = rated(tmp_path, lambda s, lr: {1e-4: 0.3, 2e-4: 0.6, 4e-4: 0.6}[lr] + 0.01 * s.seed * (lr != 2e-4))
     sentence = describe_factor(results, "rate")
-    assert "8 comparisons, about 0.4 expected by chance to exclude zero, 4 do" in sentence
+    assert re.search(r"\b8 comparisons, about 0\.4 expected by chance .*\b4 do\b", sentence)
     half = t_interval(pd.Series([0.0, 0.01, 0.02]))
     assert f"learning {50 * (half.high - half.low):.1f} points" in sentence
     assert results.mean(Config("tiny", "opd"), "learning_accuracy").mean == pytest.approx(0.6)

@@ -241,9 +241,9 @@ def test_what_is_compared_comes_from_the_study_whatever_its_entries_are_called(t
     assert (
         "Primary claim 1, greedy decoding: mine learns all tasks better than theirs, weak start: supported, +" in text
     )
-    assert "3 of 3 settings of mine matched in learning accuracy" in text, text[:9000]
-    assert "Entropy over the last stage, mine minus theirs:" in text
-    assert "theirs (lr 0.0001, the lowest tried, where it learned most of 3) learned 60.0" in text
+    assert "3 of 3 settings of mine matched" in text, text[:9000]
+    assert "mine minus theirs:" in text
+    assert re.search(r"theirs \(lr 0\.0001, the lowest tried, .*most of 3\) learned 60\.0", text)
     assert "mine at 0.0001" in text or "mine: learning is highest at" in text
     assert not re.search(r"\b(opd|aopd|OPD|AOPD)\b", text.partition("How this was made")[0])
 
@@ -298,7 +298,7 @@ def test_a_study_of_the_control_alone_still_has_a_page(tmp_path: Path):
         "One factor at a time",
         "How this was made",
     ]
-    assert "Nothing is judged: no method and its reference have 3 seeds in common." in text
+    assert re.search("Nothing is judged: .*3 seeds", text)
 
 
 @pytest.mark.usefixtures("blank_figures")
@@ -310,5 +310,5 @@ def test_runs_with_different_commits_or_local_changes_are_reported(tmp_path: Pat
     manifest["sessions"][0]["git"] = {"commit": "beef" * 10, "dirty": True}
     file.write_text(json.dumps(manifest))
     text = build_study(plan, tmp_path / "page.md").read_text(encoding="utf-8")
-    assert "The runs differ in commit: beefbeefbeef, f00dfeedf00d" in text
-    assert "1 of 2 runs were made with uncommitted changes" in text
+    assert "commit: beefbeefbeef, f00dfeedf00d" in text
+    assert re.search("1 of 2 runs .*uncommitted changes", text)

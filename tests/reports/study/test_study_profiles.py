@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,9 @@ def grids(blocks: list[Block]) -> dict[str, Grid]:
 def test_a_sign_that_another_profile_reverses_is_named_with_both_differences(results: Results):
     blocks = profile_blocks(results)
     (said,) = (block.sentences for block in blocks if isinstance(block, Bullets))
-    assert [sentence.split(",")[0] for sentence in said] == [
-        "aopd − opd: the sign of the difference in learning reverses",
-        "aopd − opd: the sign of the difference in final score reverses",
-    ]
+    assert len(said) == 2
+    for sentence, figure in zip(said, ("learning", "final score"), strict=True):
+        assert re.match(f"aopd − opd: .*sign .*{figure} reverses", sentence)
     assert "+21.0" in said[0]
     assert "−9.0" in said[0]
     grid = grids(blocks)["Differences by profile"]
@@ -64,7 +64,7 @@ def test_calibration_stands_next_to_entropy(results: Results):
 def test_a_method_that_ends_below_its_start_is_named_and_every_profile_shows_where_it_ends(results: Results):
     (sentence,) = describe_ends_below(results)
     # Three tasks end at 0.5 - 0.3, the last one at 0.5: 27.5 % on average.
-    assert sentence.startswith("Under greedy decoding opd ends below its start: at 27.5 %, 2.5 points")
+    assert re.match(r"Under greedy .*\bopd ends below its start: at 27\.5 %, 2\.5 points", sentence)
     rows = grids(profile_blocks(results))["Final minus start, points"].rows
     # 0.71 - 0.3 for three tasks and 0.71 for one: 48.5 %; under the policy 0.11 and 0.41: 18.5 %.
     assert [cell.split(" ")[0] for cell in rows[1][1:]] == ["+18.5", "−11.5"]

@@ -130,6 +130,6 @@ def test_a_list_never_names_a_place_outside_of_the_run(tmp_path: Path, name: str
     plain = "/" not in name
     (marks / f"{name if plain else 'stage_9'}.json").write_text(json.dumps({} if plain else {name: "0"}))
     before = files(tmp_path / "here")
-    with pytest.raises(RunError, match="not a place in the run directory"):
+    with pytest.raises(RunError, match="not a place in the run"):
         RemoteStages(f"file://{tmp_path}/bucket", run, tmp_path / "here").fetch()
     assert files(tmp_path / "here") == before

@@ -1,0 +1,116 @@
+"""What `harness compare` prints and writes: Markdown, LaTeX and CSV that hold hostile names, its files and mistakes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from harness.cli.app import main
+from reports.compare.comparison import Comparison
+from reports.compare.render_comparison import latex, latex_table, markdown, markdown_table
+from reports.data.csv_text import to_csv_text
+from reports.data.methods import find_methods
+
+
+def test_latex_is_booktabs_without_a_character_that_pdflatex_lacks(two: list[Path]):
+    text = latex(Comparison(find_methods(two)))
+    assert r"\toprule" in text
+    assert r"learned: tiny\_arithmetic & 60.0 & 80.0 & +20.0" in text
+    assert text.isascii()
+
+
+def test_latex_fits_a_page_with_label_and_note_and_runs_no_command_of_a_name(two: list[Path]):
+    text = latex(Comparison(find_methods(two)))
+    assert r"\label{tab:aopd-minus-opd}" in text
+    assert text.count(r"\footnotesize") == 1
+    assert max(row.count("&") for row in text.splitlines()) <= 5
+    table = pd.DataFrame({"": [r"\input{/etc/passwd}"], "a_b": ["50 % & more"]})
+    hostile = latex_table(table, r"x|\input{/etc/passwd}|")
+    assert r"\input" not in hostile
+    assert r"\textbackslash{}input\{/etc/passwd\}" in hostile
+
+
+def test_markdown_of_a_hostile_name_stays_one_cell_and_text():
+    table = markdown_table(pd.DataFrame({"": ["a|b<script>"], "c|d": ["1"]}))
+    assert "<script" not in table
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()} == {3}
+
+
+def test_a_csv_holds_no_formula():
+    text = to_csv_text(pd.DataFrame({"name": ["=1+1", "-x", "ok"], "value": [-1.0, 2.0, 3.0]}))
+    assert text.splitlines() == ["name,value", "'=1+1,-1.0", "'-x,2.0", "ok,3.0"]
+    assert to_csv_text(pd.DataFrame({"=HYPERLINK(1)": [1]})).splitlines()[0] == "'=HYPERLINK(1)"
+
+
+def test_markdown_has_one_line_per_row(two: list[Path]):
+    compared = Comparison(find_methods(two))
+    lines = markdown(compared, ["A sentence."]).splitlines()
+    assert lines[0] == "A sentence."
+    assert sum(line.startswith("| ") for line in lines) == len(compared.rows) + 1
+
+
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(sys, "argv", ["harness", "compare", *arguments])
+    code = 0
+    try:
+        main()
+    except SystemExit as end:
+        code = int(end.code or 0)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_the_command_writes_its_files(two: list[Path], tmp_path: Path, monkeypatch: Any, capsys: Any):
+    out = tmp_path / "out"
+    code, shown, _ = call(monkeypatch, capsys, *map(str, two), "--out", str(out), "--claims", "aopd")
+    assert code == 0
+    assert "aopd learned 20.0 points more" in " ".join(shown.split())
+    names = {"compare.md", "compare.tex", "compare.csv", "compare_by_seed.csv", "claims.md", "claims.csv"}
+    assert {file.name for file in out.iterdir()} == names
+    assert set(pd.read_csv(out / "claims.csv")["verdict"]) == {"not testable", "exploratory"}
+
+
+def test_csv_on_standard_output_is_nothing_but_csv(two: list[Path], tmp_path: Path, monkeypatch: Any, capsys: Any):
+    code, shown, err = call(monkeypatch, capsys, *map(str, two), "--format", "csv", "--out", str(tmp_path / "o"))
+    rows = list(csv.DictReader(io.StringIO(shown.strip())))
+    assert code == 0
+    assert {row["method"] for row in rows} == {"aopd"}
+    assert "written:" in err
+
+
+@pytest.mark.parametrize(
+    ("kind", "opening"), [("csv", "claim,primary,profile,"), ("markdown", "# Claims"), ("latex", r"\caption{Claims}")]
+)
+def test_verdicts_are_printed_in_the_format_that_is_asked_for(
+    kind: str, opening: str, two: list[Path], monkeypatch: Any, capsys: Any
+):
+    code, shown, _ = call(monkeypatch, capsys, *map(str, two), "--format", kind, "--claims", "aopd")
+    assert code == 0
+    assert opening in shown
+    assert "not testable" in shown[shown.index(opening) :]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--format", "html"], "--format html: .*markdown, csv, latex"),
+        (["--stage", "0,1,2"], "--stage 0,1,2: .*one stage, or two"),
+        (["--stage", "one"], "--stage one: .*whole numbers"),
+        (["--stage", "0,1", "--claims", "aopd"], "--claims .*--stage"),
+        (["--stage", "1", "--claims", "aopd"], "--claims .*--stage"),
+        (["--claims", "nowhere.yaml"], r"claims file nowhere\.yaml"),
+    ],
+)
+def test_mistakes_are_one_line(two: list[Path], arguments: list[str], sentence: str, monkeypatch: Any, capsys: Any):
+    code, _, err = call(monkeypatch, capsys, *map(str, two), *arguments)
+    assert code == 2
+    assert re.search(sentence, err)
+    assert len(err.strip().splitlines()) == 1
