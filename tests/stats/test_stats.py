@@ -210,10 +210,9 @@ def test_the_seeds_variance_is_found_though_items_share_their_difficulty():
 def test_two_clusters_of_very_unequal_size_can_show_no_effect():
     values = np.arange(1000.0).reshape(-1, 1) % 2
     table = ItemTable(values, tuple(map(str, range(1000))), ("one",) * 999 + ("other",))
-    sides = [
-        Estimate({0: float(side.values.mean())}, {"task": side}) for side in (table, replace(table, values=1 - values))
-    ]
-    assert math.isnan(compare_estimates(*sides).detectable)
+    both = (table, replace(table, values=1 - values))
+    one, other = (Estimate({0: float(side.values.mean())}, {"task": side}) for side in both)
+    assert math.isnan(compare_estimates(one, other).detectable)
 
 
 def test_what_is_detectable_is_found_with_its_power_by_statsmodels():
