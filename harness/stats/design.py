@@ -19,10 +19,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import optimize, special
 
-from harness.stats.claim_verdicts import SEEDS
+from harness.stats.looks import ALPHA, FEWEST_SEEDS
 from harness.stats.power import POWER, MeanSquares
 
-ALPHA = 0.05
 MOST_SEEDS = 1000
 
 
@@ -123,9 +122,9 @@ def seed_variance_limits(components: Components, pilot: Design, level: float = 0
 def power_of(effect: float, components: Components, design: Design, alpha: float = ALPHA) -> float:
     """Return the probability that a study finds a true mean difference of `effect`, by its two-sided test at `alpha`.
 
-    It is 0 for fewer than SEEDS seeds, which get no verdict, and where a single cluster leaves nothing to estimate from.
+    It is 0 below FEWEST_SEEDS seeds, which get no verdict, and where a single cluster leaves nothing to estimate from.
     """
-    if design.seeds < SEEDS or design.clusters < 2:
+    if design.seeds < FEWEST_SEEDS or design.clusters < 2:
         return 0.0
     if components.of_mean(design) == 0:
         return 1.0 if effect else alpha
@@ -140,7 +139,7 @@ def equivalence_power(
     That is the verdict `equivalent`: two one-sided tests at `alpha` pass, and the two-sided test finds no difference. A study
     of methods without a difference finds one with probability `alpha`, so no design has a power above 1 - `alpha`.
     """
-    if design.seeds < SEEDS or design.clusters < 2:
+    if design.seeds < FEWEST_SEEDS or design.clusters < 2:
         return 0.0
     if components.of_mean(design) == 0:
         return float(abs(effect) < margin)
@@ -176,7 +175,7 @@ def fewest_seeds(power_with: Callable[[int], float], power: float = POWER) -> in
     """
     if power_with(MOST_SEEDS) < power:
         return None
-    low, high = SEEDS - 1, MOST_SEEDS
+    low, high = FEWEST_SEEDS - 1, MOST_SEEDS
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if power_with(middle) >= power else (middle, high)

@@ -17,21 +17,22 @@ from scipy import optimize, special
 
 Vector = NDArray[np.float64]
 NODES = 100  # of the numerical integration; twice as many change no level by more than 1e-13
-LEVEL, SEEDS = 0.05, 3  # the error that a claim spends over all its looks; the fewest seeds with a verdict
+ALPHA = 0.05  # the error that a claim spends over all its looks
+FEWEST_SEEDS = 3  # that get a verdict
 
 
 def level_at(seeds: int, looks: Sequence[int]) -> float:
     """Return the two-sided level of a test after `seeds` seeds where `looks` are planned; nan where no look is.
 
-    Without a plan it is LEVEL. A look at fewer than SEEDS seeds tests nothing and spends nothing.
+    Without a plan it is ALPHA. A look at fewer than FEWEST_SEEDS seeds tests nothing and spends nothing.
     """
-    able = tuple(look for look in looks if look >= SEEDS)
+    able = tuple(look for look in looks if look >= FEWEST_SEEDS)
     if not looks:
-        return LEVEL
+        return ALPHA
     return look_levels(able)[able.index(seeds)] if seeds in able else math.nan
 
 
-def error_spent(share: float, alpha: float = LEVEL) -> float:
+def error_spent(share: float, alpha: float = ALPHA) -> float:
     """Return the two-sided error spent when `share` of the seeds is done, `4 - 4 Φ(z_{1-alpha/4} / sqrt(share))`.
 
     This is the spending function of Lan and DeMets (1983, Biometrika 70) that approximates O'Brien and Fleming's boundary.
@@ -40,7 +41,7 @@ def error_spent(share: float, alpha: float = LEVEL) -> float:
 
 
 @lru_cache
-def look_levels(looks: tuple[int, ...], alpha: float = LEVEL) -> tuple[float, ...]:
+def look_levels(looks: tuple[int, ...], alpha: float = ALPHA) -> tuple[float, ...]:
     """Return the two-sided level of the test at each look, a group-sequential design; `looks` are increasing seed counts.
 
     Under the null hypothesis the probability of crossing any boundary is `alpha`: each look spends the increase of

@@ -15,17 +15,15 @@ from itertools import combinations
 from harness.errors import ConfigError
 from harness.stats.claim_verdicts import (
     DIFFERENT,
-    LEVEL,
     NO_VERDICT,
     NOT_RESOLVED,
     NOT_TESTABLE,
-    SEEDS,
     gate,
     judge,
     p_of,
 )
 from harness.stats.intervals import NOTHING, Interval, t_interval
-from harness.stats.looks import level_at
+from harness.stats.looks import ALPHA, FEWEST_SEEDS, level_at
 from harness.stats.paired import over_items
 from harness.stats.two_way import two_way_interval
 from reports.claims.claim_file import ClaimEntry, ClaimFile
@@ -113,10 +111,10 @@ def _measured(entry: ClaimEntry, place: ClaimScope, found: Measured, looked: int
 
 def _decide(row: Verdict, looks: Sequence[int]) -> Verdict:
     """Return a row with the verdict that it has without the other rows of its sequence."""
-    if row.reason or row.effect.seeds < SEEDS:
-        return replace(row, verdict=NOT_TESTABLE, reason=row.reason or f"fewer than {SEEDS} seeds")
+    if row.reason or row.effect.seeds < FEWEST_SEEDS:
+        return replace(row, verdict=NOT_TESTABLE, reason=row.reason or f"fewer than {FEWEST_SEEDS} seeds")
     entry, level = row.entry, level_at(row.looked, looks)
-    alone, verdict = (judge(row.effect, entry.parsed.sign, entry.smallest, entry.zone, each) for each in (LEVEL, level))
+    alone, verdict = (judge(row.effect, entry.parsed.sign, entry.smallest, entry.zone, each) for each in (ALPHA, level))
     row = replace(row, verdict=verdict, level=level)
     if verdict == NO_VERDICT:
         return replace(row, reason=_no_look(row.looked, looks))

@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from harness.stats.looks import ALPHA
 from harness.stats.paired import Difference
 from reports.compare.comparison import Comparison, Stages
 from reports.compare.rows import AVERAGE, ComparisonRow, comparison_table, comparison_table_by_seed
@@ -43,7 +44,6 @@ LATEX_NOTE = (
     "Scores in %, differences in points, entropy in nats. Brackets: 95 % t interval over seeds of the paired "
     "difference. p: the larger one of the t test over seeds and the test for another seed and other items, after Holm."
 )
-SIGNIFICANT = 0.05
 FORMATS = ("markdown", "csv", "latex")
 READING = (
     "95 %: the interval for another seed and other items of the same kind, from the variances by seed, by item and by both. "
@@ -203,5 +203,5 @@ def _terminal(title: str, rows: Sequence[ComparisonRow]) -> Table:
         unit = "nats" if row.quantity.unit == "nats" else ""
         stacked = [f"{cells[above]}\n{cells[below]}" for above, below in lines]
         title = f"{row.quantity.short}\n{short.get(row.task, unit)}"
-        table.add_row(*map(Text, (title, *stacked)), style="bold" if row.adjusted <= SIGNIFICANT else "")
+        table.add_row(*map(Text, (title, *stacked)), style="bold" if row.adjusted <= ALPHA else "")
     return table

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from harness.stats.design import (
-    ALPHA,
     Components,
     Design,
     PlannedDesign,
@@ -19,11 +18,11 @@ from harness.stats.design import (
     seed_variance_limits,
     smallest_margin,
 )
-from harness.stats.looks import level_at
+from harness.stats.looks import ALPHA, level_at
 from harness.stats.power import POWER
 from reports.planning.pilot import NoPlan, Planning
 
-SEEDS = (3, 5, 10, 20)
+SEEDS_SHOWN = (3, 5, 10, 20)
 SHARES = (0.25, 0.5, 1, 2, 4)  # of the items that the pilot had
 ANSWERS = (1, 2, 4, 8, 16)
 MOST_DESIGNS = 3
@@ -126,7 +125,7 @@ def plan_claim(
             return found if equal else found + subject.smallest_effect
 
         own_power = math.nan if not size else power(own) if beyond > 0 else 0.0
-        plain = Resolution(size, own_power, smallest(own), {n: smallest(replace(own, seeds=n)) for n in SEEDS})
+        plain = Resolution(size, own_power, smallest(own), {n: smallest(replace(own, seeds=n)) for n in SEEDS_SHOWN})
         if not size or beyond <= 0:
             return plain
         designs = cheapest_designs(power, subject.costs, items, some_answers)

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import pandas as pd
 
 from harness.config.study_file import Factor
-from harness.stats.claim_verdicts import LEVEL, SEEDS
 from harness.stats.intervals import Interval, has_width, resolved
+from harness.stats.looks import ALPHA, FEWEST_SEEDS
 from reports.claims.render_verdicts import half_width
 from reports.document.blocks import Block, Grid, Heading, Picture, Text
 from reports.figures.draw_factor import PANELS, draw_factor
@@ -94,15 +94,15 @@ def describe_factor(results: Results, name: str) -> str:
     factor, groups = results.plan.study.factors[name], _groups(results, name)
     reference = _name_reference(results, factor)
     changes = [change for group in groups for change in _changes(results, factor, group)]
-    judged = [change for change in changes if has_width(change.difference, SEEDS)]
+    judged = [change for change in changes if has_width(change.difference, FEWEST_SEEDS)]
     if not judged:
-        return f"No difference from {reference} is judged: fewer than {SEEDS} seeds."
+        return f"No difference from {reference} is judged: fewer than {FEWEST_SEEDS} seeds."
     paired = "seeds of other starts are not pairs" if factor.key in STARTS else "paired over seeds"
     found = [change for change in judged if resolved(change.difference)]
     named = f": {'; '.join(_describe(change) for change in found)}" if found and not factor.of_entries else ""
     return (
         f"Against {reference}, {paired}: {format_count(len(judged), 'comparison')}, about "
-        f"{LEVEL * len(judged):.1f} expected by chance to exclude zero, {len(found)} do{named}. {_half_widths(judged)}"
+        f"{ALPHA * len(judged):.1f} expected by chance to exclude zero, {len(found)} do{named}. {_half_widths(judged)}"
     )
 
 

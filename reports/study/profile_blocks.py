@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from harness.stats.claim_verdicts import SEEDS
 from harness.stats.continual import ACCURACY, LEARNING, START
 from harness.stats.intervals import Interval, resolved
+from harness.stats.looks import FEWEST_SEEDS
 from harness.stats.two_way import two_way_interval
 from reports.compare.final_scores import describe_against_start
 from reports.data.calibration import calibration
@@ -65,7 +65,7 @@ def describe_cost(results: Results, profile: str) -> list[str]:
             turned = [
                 f"; under {name} decoding it learned {format_interval(other, format_points)}"
                 for name, (other, _) in by_profile.items()
-                if other.mean * learned.mean < 0 and (resolved(other, SEEDS) or resolved(learned, SEEDS))
+                if other.mean * learned.mean < 0 and (resolved(other, FEWEST_SEEDS) or resolved(learned, FEWEST_SEEDS))
             ]
             found.append(
                 f"{_label(results, f'{entry} − {reference}', start)}, {profile} decoding: learned "
@@ -159,7 +159,7 @@ def _grid(title: str, header: list[str], labels: list[str], cells: list[list[Int
         (line, place + 1)
         for line, row in enumerate(cells)
         for place, each in enumerate(row)
-        if each is not None and resolved(each, SEEDS)
+        if each is not None and resolved(each, FEWEST_SEEDS)
     )
     return Grid(title, header, rows, strong)
 
@@ -170,7 +170,7 @@ def _reversals(label: str, by_profile: Mapping[str, list[Interval]]) -> Iterator
     for place, name in enumerate(("learning", "final score")):
         for profile, there in others:
             one, other = here[place], there[place]
-            if one.mean * other.mean < 0 and (resolved(one, SEEDS) or resolved(other, SEEDS)):
+            if one.mean * other.mean < 0 and (resolved(one, FEWEST_SEEDS) or resolved(other, FEWEST_SEEDS)):
                 shown = [format_interval(each, format_points) for each in (one, other)]
                 yield (
                     f"{label}: the sign of the difference in {name} reverses, {shown[0]} points under {own} decoding and "

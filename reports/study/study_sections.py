@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from harness.stats.claim_verdicts import LEVEL, SEEDS
 from harness.stats.learning.matching import MARGIN
+from harness.stats.looks import ALPHA, FEWEST_SEEDS
 from reports.claims.judge_claims import Verdict
 from reports.claims.registration import describe_source
 from reports.claims.render_verdicts import RULE, verdicts_grid
@@ -97,7 +97,7 @@ def _findings(results: Results, verdicts: list[Verdict]) -> Section:
     found = {factor.title: contrasts for factor in factors if (contrasts := find_contrasts(results, factor))}
     if found:
         count = 2 * sum(map(len, found.values()))
-        chance = BY_CHANCE.format(seeds=SEEDS, count=count, chance=count * LEVEL, margin=100 * MARGIN)
+        chance = BY_CHANCE.format(seeds=FEWEST_SEEDS, count=count, chance=count * ALPHA, margin=100 * MARGIN)
         blocks += [
             Bullets(
                 [f"{title}{_at_own_settings(results)}: {describe_contrasts(each)}" for title, each in found.items()]
@@ -105,7 +105,7 @@ def _findings(results: Results, verdicts: list[Verdict]) -> Section:
         ]
         blocks += [Text(chance, "note")]
     if not blocks:
-        blocks = [Text(f"Nothing is judged: no method and its reference have {SEEDS} seeds in common.")]
+        blocks = [Text(f"Nothing is judged: no method and its reference have {FEWEST_SEEDS} seeds in common.")]
     if below := describe_ends_below(results):
         blocks += [Bullets(below)]
     return Section("findings", "Findings", "What shows and what does not", blocks)
