@@ -43,10 +43,10 @@ def format_bounds(interval: Interval, write: Callable[[float], str] = format_poi
     return "–" if math.isnan(interval.low) else f"[{write(interval.low)},\u00a0{write(interval.high)}]"
 
 
-def format_with_bounds(interval: Interval, write: Callable[[float], str] = format_points) -> str:
-    """Write `mean [low, high]` wherever there are bounds, also those over the items of a single seed."""
-    mean = write(interval.mean)
-    return mean if math.isnan(interval.low) else f"{mean} {format_bounds(interval, write)}"
+def format_with_bounds(interval: Interval) -> str:
+    """Write `mean [low, high]` in points wherever there are bounds, also those over the items of a single seed."""
+    mean = format_points(interval.mean)
+    return mean if math.isnan(interval.low) else f"{mean} {format_bounds(interval)}"
 
 
 def format_interval(interval: Interval, write: Callable[[float], str] = format_percent) -> str:

@@ -23,6 +23,7 @@ from harness.stats.looks import ALPHA, FEWEST_SEEDS
 from harness.stats.power import POWER, MeanSquares
 
 MOST_SEEDS = 1000
+LIMITS = 0.8  # the confidence level of the variance between seeds
 
 
 @dataclass(frozen=True)
@@ -106,14 +107,14 @@ def estimate_components(differences: ArrayLike, answer_variance: ArrayLike = 0.0
     )
 
 
-def seed_variance_limits(components: Components, pilot: Design, level: float = 0.8) -> tuple[Components, Components]:
-    """Return the components with the variance between seeds at the two limits of its confidence interval.
+def seed_variance_limits(components: Components, pilot: Design) -> tuple[Components, Components]:
+    """Return the components with the variance between seeds at the two limits of its confidence interval at LIMITS.
 
     The mean square of a pilot's S seeds, divided by its expectation, is chi-squared on S - 1 degrees of freedom divided by
     S - 1. The other components keep their estimates: a pilot knows them from hundreds of items.
     """
     squares, df = components.mean_squares(pilot), pilot.seeds - 1
-    tails = (1 - (1 - level) / 2, (1 - level) / 2)
+    tails = (1 - (1 - LIMITS) / 2, (1 - LIMITS) / 2)
     limits = [squares.of_seeds * df / (2 * float(special.gammaincinv(df / 2, tail))) for tail in tails]
     low, high = (max(0.0, (limit - squares.of_rest) / pilot.clusters) for limit in limits)
     return replace(components, seeds=low), replace(components, seeds=high)
@@ -187,12 +188,11 @@ def cheapest_designs(
     costs: Costs,
     clusters: Iterable[int],
     answers: Iterable[int],
-    power: float = POWER,
 ) -> list[PlannedDesign]:
-    """Return designs with at least the given power, cheapest first: the fewest seeds by numbers of clusters and of answers."""
+    """Return designs with at least POWER, cheapest first: the fewest seeds by numbers of clusters and of answers."""
     designs: list[PlannedDesign] = []
     for size in product(clusters, answers):
-        seeds = fewest_seeds(lambda number, size=size: power_with(Design(number, *size)), power)
+        seeds = fewest_seeds(lambda number, size=size: power_with(Design(number, *size)))
         if seeds is not None:
             design = Design(seeds, *size)
             designs.append(PlannedDesign(design, costs.hours(design), power_with(design)))

@@ -40,8 +40,8 @@ def describe_looks(file: ClaimFile, runs: Sequence[RunDir], planned: Sequence[in
             "test after every further seed would err more often."
         )
     if looks[-1] < FEWEST_SEEDS:
-        planned = format_count(looks[-1], "seed")
-        return f"{planned} planned, and a verdict needs {FEWEST_SEEDS}: plan more as `seeds` or `looks`."
+        few = format_count(looks[-1], "seed")
+        return f"{few} planned, and a verdict needs {FEWEST_SEEDS}: plan more as `seeds` or `looks`."
     beyond = f" Seeds added after the look at {looks[-1]} are exploratory: they give no new {100 * ALPHA:g} %."
     return f"{list_looks(looks)}{beyond if seeds > looks[-1] else ''}"
 
