@@ -120,6 +120,11 @@ def resolved(interval: Interval, seeds: int = 2) -> bool:
     return has_width(interval, seeds) and (interval.low > 0 or interval.high < 0)
 
 
+def reverses(one: Interval, other: Interval, seeds: int = 2) -> bool:
+    """Return whether two means have opposite signs and at least one of the intervals is resolved."""
+    return one.mean * other.mean < 0 and (resolved(one, seeds) or resolved(other, seeds))
+
+
 def known_values(values: ArrayLike) -> Vector:
     """Return the values that are not nan, as one vector."""
     array = np.asarray(values, dtype=np.float64).ravel()

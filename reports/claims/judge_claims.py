@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
+from typing import NamedTuple
 
 from harness.errors import ConfigError
 from harness.stats.claim_verdicts import (
@@ -29,6 +30,7 @@ from harness.stats.two_way import two_way_interval
 from reports.claims.claim_file import ClaimEntry, ClaimFile
 from reports.claims.evidence import ClaimScope, Evidence, Measured, count_seeds, measure_effect
 from reports.claims.planned_looks import find_looks
+from reports.data.methods import Method, by_setting
 from reports.formatting import format_count
 
 EXPLORATORY = "exploratory"
@@ -63,6 +65,27 @@ class Verdict:
     def primary(self) -> bool:
         """Whether the row is part of the sequence that is tested."""
         return self.verdict != EXPLORATORY
+
+
+class JudgedSetting(NamedTuple):
+    """A suite and an order, with the verdicts on claims that are judged on its methods alone."""
+
+    suite: str
+    order: str
+    evidence: Evidence
+    verdicts: list[Verdict]
+
+
+def judge_by_setting(files: Sequence[ClaimFile], methods: Sequence[Method]) -> list[JudgedSetting]:
+    """Return the verdicts by suite and order, since a claim names a method by its adapter and its start alone.
+
+    Primary claims are tested in the first of them, once.
+    """
+    judged: list[JudgedSetting] = []
+    for (suite, order), found in by_setting(methods).items():
+        evidence = Evidence(found)
+        judged.append(JudgedSetting(suite, order, evidence, judge_claims(files, evidence, primary=not judged)))
+    return judged
 
 
 def judge_claims(

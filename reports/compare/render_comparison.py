@@ -19,7 +19,7 @@ from rich.text import Text
 
 from harness.stats.looks import ALPHA
 from harness.stats.paired import Difference
-from reports.compare.comparison import Comparison, Stages
+from reports.compare.comparison import Comparison, StageComparison
 from reports.compare.rows import AVERAGE, ComparisonRow, comparison_table, comparison_table_by_seed
 from reports.data.csv_text import to_csv_text
 from reports.document.rendering import escape_markdown
@@ -59,7 +59,7 @@ READING = (
 )
 
 
-def tables(compared: Comparison | Stages) -> Iterator[tuple[str, pd.DataFrame]]:
+def tables(compared: Comparison | StageComparison) -> Iterator[tuple[str, pd.DataFrame]]:
     """Yield each method's title and table of texts, in the order given; empty columns are left out."""
     for names in _pairs(compared):
         table = pd.DataFrame([_texts(row) for row in compared.rows if (row.base, row.other) == names])
@@ -67,7 +67,7 @@ def tables(compared: Comparison | Stages) -> Iterator[tuple[str, pd.DataFrame]]:
         yield f"{names[1]} minus {names[0]}", table.loc[:, filled]
 
 
-def print_comparison(console: Console, compared: Comparison | Stages) -> None:
+def print_comparison(console: Console, compared: Comparison | StageComparison) -> None:
     """Print the tables and notes; rows whose p is at most 5 % after Holm's adjustment are bold."""
     for names in _pairs(compared):
         rows = [row for row in compared.rows if (row.base, row.other) == names]
@@ -76,7 +76,7 @@ def print_comparison(console: Console, compared: Comparison | Stages) -> None:
         console.print(f"[yellow]{escape(note)}[/yellow]", highlight=False)
 
 
-def write_comparison(compared: Comparison | Stages, folder: Path, sentences: Sequence[str] = ()) -> list[Path]:
+def write_comparison(compared: Comparison | StageComparison, folder: Path, sentences: Sequence[str] = ()) -> list[Path]:
     """Write compare.md, compare.tex (booktabs), compare.csv and compare_by_seed.csv below `folder`; return the files."""
     folder.mkdir(parents=True, exist_ok=True)
     texts = {
@@ -90,14 +90,14 @@ def write_comparison(compared: Comparison | Stages, folder: Path, sentences: Seq
     return [folder / name for name in texts]
 
 
-def render_comparison(compared: Comparison | Stages, kind: str, sentences: Sequence[str] = ()) -> str:
+def render_comparison(compared: Comparison | StageComparison, kind: str, sentences: Sequence[str] = ()) -> str:
     """Return the comparison in one of FORMATS."""
     if kind == "markdown":
         return markdown(compared, sentences)
     return csv(compared) if kind == "csv" else latex(compared)
 
 
-def markdown(compared: Comparison | Stages, sentences: Sequence[str] = ()) -> str:
+def markdown(compared: Comparison | StageComparison, sentences: Sequence[str] = ()) -> str:
     """Return the sentences, tables, how to read them, and notes as Markdown."""
     parts = [escape_markdown(sentence) for sentence in sentences]
     for title, table in tables(compared):
@@ -112,7 +112,7 @@ def markdown_table(table: pd.DataFrame) -> str:
     return escaped.to_markdown(index=False, disable_numparse=True, colalign=align)
 
 
-def latex(compared: Comparison | Stages) -> str:
+def latex(compared: Comparison | StageComparison) -> str:
     """Return one LaTeX table per method with the columns that fit a page; it needs the package booktabs only."""
     shown = [
         (title, table.loc[:, [*table.columns[:3], *table.columns.intersection(ON_A_PAGE)]])
@@ -139,12 +139,12 @@ def latex_table(table: pd.DataFrame, title: str, note: str = "") -> str:
     return text
 
 
-def csv(compared: Comparison | Stages) -> str:
+def csv(compared: Comparison | StageComparison) -> str:
     """Return every figure in full precision, one line per row."""
     return to_csv_text(comparison_table(compared.rows))
 
 
-def _pairs(compared: Comparison | Stages) -> list[tuple[str, str]]:
+def _pairs(compared: Comparison | StageComparison) -> list[tuple[str, str]]:
     return list(dict.fromkeys((row.base, row.other) for row in compared.rows))
 
 

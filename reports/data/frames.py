@@ -59,8 +59,7 @@ class Frames:
     @cached_property
     def labelled(self) -> list[tuple[RunDir, str]]:
         """Each run with the label of its group."""
-        varying = [key for key in ("suite", "order", "start") if len({getattr(run, key) for run in self.runs}) > 1]
-        return [(run, ", ".join([run.adapter, *(getattr(run, key) or "-" for key in varying)])) for run in self.runs]
+        return list(zip(self.runs, labels_of(self.runs), strict=True))
 
     @cached_property
     def overlap(self) -> Overlap | None:
@@ -193,6 +192,12 @@ class Frames:
     @cached_property
     def _cells(self) -> list[CellRef]:
         return [cell for run, label in self.labelled for cell in cells_of(run, label, self.profile, self.grader)]
+
+
+def labels_of(runs: Sequence[RunDir]) -> list[str]:
+    """Return each run's adapter, with its suite, order and start where these differ between the runs."""
+    varying = [key for key in ("suite", "order", "start") if len({getattr(run, key) for run in runs}) > 1]
+    return [", ".join([run.adapter, *(getattr(run, key) or "-" for key in varying)]) for run in runs]
 
 
 def load_frames(paths: Iterable[Path], grader: str = "") -> Frames:

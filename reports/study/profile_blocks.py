@@ -7,16 +7,18 @@ the other profiles, and a change of sign is named.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from harness.stats.continual import ACCURACY, LEARNING, START
-from harness.stats.intervals import Interval, resolved
+from harness.stats.intervals import Interval, resolved, reverses
 from harness.stats.looks import FEWEST_SEEDS
 from harness.stats.two_way import two_way_interval
 from reports.compare.final_scores import describe_against_start
-from reports.data.calibration import calibration
-from reports.data.methods import ENTROPY, Method
+from reports.data.calibration import calibration_table
+from reports.data.methods import Method
 from reports.document.blocks import Block, Bullets, Grid, Text
-from reports.formatting import format_interval, format_nats, format_points
+from reports.formatting import format_interval, format_points
+from reports.report.sections.training_section import calibration_grid
 from reports.study.study_results import Results
 
 FIGURES = (LEARNING, ACCURACY)
@@ -43,8 +45,15 @@ def profile_blocks(results: Results) -> list[Block]:
         Bullets(reversals or ["No difference changes its sign between profiles with an interval that excludes zero."])
     )
     blocks.append(_ends(results, profiles))
-    calibrated = _calibration(results)
-    return [*blocks, *([Text(CALIBRATED, "note"), calibrated] if calibrated.rows else [])]
+    calibrated = calibration_table(_renamed(method, label) for label, method in _methods(results))
+    return [
+        *blocks,
+        *(
+            [Text(CALIBRATED, "note"), replace(calibration_grid(calibrated), title="Calibration")]
+            if len(calibrated)
+            else []
+        ),
+    ]
 
 
 def describe_cost(results: Results, profile: str) -> list[str]:
@@ -65,7 +74,7 @@ def describe_cost(results: Results, profile: str) -> list[str]:
             turned = [
                 f"; under {name} decoding it learned {format_interval(other, format_points)}"
                 for name, (other, _) in by_profile.items()
-                if other.mean * learned.mean < 0 and (resolved(other, FEWEST_SEEDS) or resolved(learned, FEWEST_SEEDS))
+                if reverses(other, learned, FEWEST_SEEDS)
             ]
             found.append(
                 f"{_label(results, f'{entry} − {reference}', start)}, {profile} decoding: learned "
@@ -170,22 +179,9 @@ def _reversals(label: str, by_profile: Mapping[str, list[Interval]]) -> Iterator
     for place, name in enumerate(("learning", "final score")):
         for profile, there in others:
             one, other = here[place], there[place]
-            if one.mean * other.mean < 0 and (resolved(one, FEWEST_SEEDS) or resolved(other, FEWEST_SEEDS)):
+            if reverses(one, other, FEWEST_SEEDS):
                 shown = [format_interval(each, format_points) for each in (one, other)]
                 yield (
                     f"{label}: the sign of the difference in {name} reverses, {shown[0]} points under {own} decoding and "
                     f"{shown[1]} points under {profile}."
                 )
-
-
-def _calibration(results: Results) -> Grid:
-    """Return each method's calibration next to its entropy in training; no rows without a greedy profile and one at T 1."""
-    rows = []
-    for label, method in _methods(results):
-        found = calibration(method).finite()
-        if found.by_seed:
-            entropy = two_way_interval(method.estimate(ENTROPY))
-            written = format_interval(entropy, format_nats) if entropy.seeds else "–"
-            change = two_way_interval(found).of_difference("%")
-            rows.append([label, str(len(found.by_seed)), written, format_interval(change, format_points)])
-    return Grid("Calibration", ["method", "seeds", "entropy, nats", "policy − greedy, points"], rows)
