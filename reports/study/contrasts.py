@@ -89,8 +89,8 @@ def describe_by_start(
     sentences = []
     for entry, reference in results.plan.study.contrasts:
         found = []
-        for start in results.starts:
-            change = results.paired(results.own(start, entry), results.own(start, reference), figure)
+        for start in results.layout.starts:
+            change = results.paired(results.layout.own(start, entry), results.layout.own(start, reference), figure)
             if change.seeds:
                 where = f" from the {start} start" if start else ""
                 found.append(f"{format_interval(change, write)}{unit}{where} ({format_count(change.seeds, 'seed')})")

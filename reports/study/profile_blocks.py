@@ -62,9 +62,9 @@ def describe_cost(results: Results, profile: str) -> list[str]:
     Profiles under which the sign of the difference in learning reverses are named.
     """
     found: list[str] = []
-    for start in results.starts:
+    for start in results.layout.starts:
         for entry, reference in results.plan.study.contrasts:
-            methods = [results.method(results.own(start, name)) for name in (entry, reference)]
+            methods = [results.method(results.layout.own(start, name)) for name in (entry, reference)]
             if methods[0] is None or methods[1] is None:
                 continue
             by_profile = _by_profile(methods[0], methods[1])
@@ -94,27 +94,24 @@ def describe_ends_below(results: Results) -> list[str]:
 def _methods(results: Results) -> Iterator[tuple[str, Method]]:
     """Yield every entry that trains with its runs at the suite's own settings, from each start."""
     entries = dict.fromkeys(point.spec.entry for point in results.plan.points)
-    for start in results.starts:
+    for start in results.layout.starts:
         for entry in entries:
-            method = results.method(results.own(start, entry))
+            method = results.method(results.layout.own(start, entry))
             if method is not None and not method.control:
                 yield _label(results, entry, start), method
 
 
 def _pairs(results: Results) -> Iterator[tuple[str, tuple[Method, Method]]]:
     """Yield every entry against its reference, at the suite's own settings, from each start."""
-    study = results.plan.study
-    factors = [factor for factor in study.factors.values() if factor.of_entries]
-    pairs = dict.fromkeys(pair for each in (None, *factors) for pair in study.contrasts_of(each))
-    for start in results.starts:
-        for entry, reference in pairs:
-            methods = [results.method(results.own(start, name)) for name in (entry, reference)]
+    for start in results.layout.starts:
+        for entry, reference in results.layout.all_contrasts:
+            methods = [results.method(results.layout.own(start, name)) for name in (entry, reference)]
             if methods[0] is not None and methods[1] is not None:
                 yield _label(results, f"{entry} − {reference}", start), (methods[0], methods[1])
 
 
 def _label(results: Results, name: str, start: str) -> str:
-    return f"{name}, {start} start" if start and len(results.starts) > 1 else name
+    return f"{name}, {start} start" if start and len(results.layout.starts) > 1 else name
 
 
 def _renamed(method: Method, name: str) -> Method:

@@ -30,7 +30,8 @@ from reports.study.matched_settings import (
 from reports.study.opening import describe_making
 from reports.study.profile_blocks import describe_ends_below, profile_blocks
 from reports.study.study_frontier import frontier_blocks
-from reports.study.study_results import Config, Results
+from reports.study.study_plan import Config
+from reports.study.study_results import Results
 from reports.study.study_verdicts import claim_files
 from reports.study.training_pictures import training_pictures
 
@@ -113,7 +114,7 @@ def _findings(results: Results, verdicts: list[Verdict]) -> Section:
 
 def _at_own_settings(results: Results) -> str:
     """Name the suite's own start, where there are several, and its first profile, for a table or sentence of these."""
-    start = f", {results.starts[0]} start" if len(results.starts) > 1 else ""
+    start = f", {results.layout.starts[0]} start" if len(results.layout.starts) > 1 else ""
     return f"{start}{f', {results.profile} decoding' if results.profile else ''}"
 
 
@@ -130,7 +131,7 @@ def _matched(results: Results) -> Iterator[Block]:
 def _training(results: Results) -> Section | None:
     """Return entropy, routing and truncation of the study's methods at the suite's own setting, from each start."""
     entries = results.plan.study.entries
-    labels = {results.own(start, entry): entry for start in results.starts for entry in entries}
+    labels = {results.layout.own(start, entry): entry for start in results.layout.starts for entry in entries}
     if results.steps_of(list(labels)).empty:
         return None
     readings = describe_by_start(results, "entropy_last", "Entropy over the last stage", format_nats_change, " nats")

@@ -113,9 +113,9 @@ def _planned_runs(suite: Suite, study: str | None, overrides: Sequence[str]) -> 
         return PlannedRuns(suite, plan_runs(suite, list(suite.adapters), suite.seeds, "default", Path("runs")))
 
     from harness.pipeline.sweeps.study_runs import plan_study
-    from reports.study.study_plan import judged_runs
+    from reports.study.study_plan import planned_runs_of
 
-    runs = judged_runs(plan_study(study, overrides))
+    runs = planned_runs_of(plan_study(study, overrides))
     if runs.base.name != suite.name:
         raise ConfigError(f"study {study} is of suite {runs.base.name}, not {suite.name}; plan {runs.base.name}")
     return runs

@@ -25,7 +25,7 @@ from reports.planning.pilot import NoPlan, Planning, crossed_table, plan_from_pi
 from reports.planning.planned_runs import PlannedRuns
 from reports.planning.power_plan import plan_claim
 from reports.planning.shipped_priors import plan_from_priors, read_priors
-from reports.study.study_plan import judged_runs
+from reports.study.study_plan import planned_runs_of
 from reports.terminal.plan_command import compare_two
 from tests.support.models import write_yaml
 from tests.support.reports.run_factory import write_run
@@ -302,7 +302,7 @@ def test_a_score_in_the_middle_of_a_run_has_not_the_prior_of_its_end():
 
 
 def test_a_claim_at_the_best_rate_pays_for_the_runs_at_all_rates():
-    runs, (entry, profile) = judged_runs(plan_study("tiny")), claim("ends")
+    runs, (entry, profile) = planned_runs_of(plan_study("tiny")), claim("ends")
     best = from_priors(entry, runs, profile)
     own = from_priors(claim("ends-own-rate")[0], runs, profile)
     assert isinstance(best, Planning)
