@@ -28,7 +28,7 @@ from harness.stats.looks import ALPHA, FEWEST_SEEDS, level_at
 from harness.stats.paired import over_items
 from harness.stats.two_way import two_way_interval
 from reports.claims.claim_file import ClaimEntry, ClaimFile
-from reports.claims.evidence import ClaimScope, Evidence, Measured, count_seeds, measure_effect
+from reports.claims.evidence import ClaimScope, Evidence, MeasuredEffect, count_seeds, measure_effect
 from reports.claims.planned_looks import find_looks
 from reports.data.methods import Method, by_setting
 from reports.formatting import format_count
@@ -120,7 +120,7 @@ def _rows(file: ClaimFile, entry: ClaimEntry, evidence: Evidence) -> Iterator[Ve
         yield _measured(entry, place, found, count_seeds(entry, place, evidence, found.estimate))
 
 
-def _measured(entry: ClaimEntry, place: ClaimScope, found: Measured, looked: int) -> Verdict:
+def _measured(entry: ClaimEntry, place: ClaimScope, found: MeasuredEffect, looked: int) -> Verdict:
     row = Verdict(entry, place, reason=found.reason, compared=found.compared, profile=found.profile, looked=looked)
     if not found.estimate.by_seed:
         return replace(row, reason=found.reason or "no seed has all the scores that it compares")

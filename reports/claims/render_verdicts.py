@@ -17,9 +17,9 @@ from harness.stats.looks import FEWEST_SEEDS
 from reports.claims.claim_file import ClaimEntry, ClaimFile
 from reports.claims.evidence import ClaimScope, fill
 from reports.claims.judge_claims import EXPLORATORY, Verdict
-from reports.compare.render_comparison import latex_table, markdown_table
 from reports.data.csv_text import to_csv_text
 from reports.document.blocks import Grid
+from reports.document.text_tables import latex_table, markdown_table
 from reports.formatting import (
     format_bounds,
     format_count,

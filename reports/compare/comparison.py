@@ -307,4 +307,4 @@ def _check_tasks(methods: Sequence[Method], tasks: Sequence[str]) -> None:
 def _check_stage(methods: Sequence[Method], stage: int) -> None:
     fewest = min(len(method.first.stages) for method in methods)
     if not 0 <= stage <= fewest:
-        raise RunError(f"--stage {stage}: the runs have the stages 0 (the start) to {fewest}")
+        raise RunError(f"--stage {stage}: the runs have the stages 0 (the start) to {fewest}; name one of these")

@@ -20,7 +20,7 @@ from harness.errors import RunError
 from harness.rundir.integrity import Fault, refuse_changed
 from harness.rundir.reader import IDENTITY, RunDir, find_runs, read_parquet
 from harness.rundir.records.overlap_record import Overlap, Unlisted
-from reports.data.cells import CellRef, cells_of, independent_items, outcome_rows, place_of, placed, score_row
+from reports.data.cells import CellRef, cells_of, independent_items, outcome_rows, place_of, place_rows, score_row
 from reports.data.drift_frames import drift_frame, noise_frame
 from reports.data.repair_hints import describe_cell, what_differs
 
@@ -142,7 +142,7 @@ class Frames:
             raise RunError(f"No stored answers on {task!r}; expected samples.parquet in a stage's eval folder.")
         if items is not None:
             found = [(cell, rows[rows["item_id"].isin(items)]) for cell, rows in found]
-        return placed(found)
+        return place_rows(found)
 
     @property
     def answered_tasks(self) -> list[str]:
@@ -157,7 +157,7 @@ class Frames:
         """
         found = [(cell, outcome_rows(cell)) for cell in self._answered]
         keys = [*IDENTITY, "stage", "task", "item_id", "outcome", "last", "own_stage"]
-        return placed(found)[keys] if found else pd.DataFrame(columns=pd.Index(keys))
+        return place_rows(found)[keys] if found else pd.DataFrame(columns=pd.Index(keys))
 
     @cached_property
     def choices(self) -> dict[str, float]:

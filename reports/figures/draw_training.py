@@ -43,8 +43,8 @@ def draw_training(
 ) -> Figure:
     """Return a field of the step log over training, one panel per suite and order, stages named and divided by lines.
 
-    Lines are means over seeds of a centred rolling mean of 5 steps within a stage, multiplied by `scale`; bands run from the
-    lowest to the highest seed. `unit` is the y label. More than `style.MANY` labels get a panel each, see
+    Lines are means over seeds of a centred rolling mean of SMOOTHING steps within a stage, multiplied by `scale`; bands run from
+    the lowest to the highest seed. `unit` is the y label. More than `style.MANY` labels get a panel each, see
     `draw_training_panels`. `shades` colours the labels from light to dark in their order. Raises RunError where no step has
     the field.
     """

@@ -17,14 +17,13 @@ from reports.claims.planned_looks import list_looks
 from reports.data.csv_text import to_csv_text
 from reports.figures import style
 from reports.figures.draw_power import draw_power
+from reports.formatting import format_effect, format_hours
 from reports.planning.pilot import NoPlan
 from reports.planning.power_plan import (
     SEEDS_SHOWN,
     ClaimPlan,
     Resolution,
-    format_effect,
     power_curve_of,
-    show_hours,
 )
 
 INDENT = "  "  # before the row on equivalence, which belongs to the claim above
@@ -110,7 +109,7 @@ def _add_designs(table: Table, plan: ClaimPlan, wanted: Resolution, name: str, s
         design = found.design
         items = (str(design.clusters), str(design.answers)) if plan.subject.items else ("–", "–")
         first = (name, size) if place == 0 else ("", "")
-        table.add_row(*first, str(design.seeds), *items, show_hours(found.hours), f"{100 * found.power:.0f} %")
+        table.add_row(*first, str(design.seeds), *items, format_hours(found.hours), f"{100 * found.power:.0f} %")
 
 
 def write_power_plan(plans: Sequence[ClaimPlan | NoPlan], folder: Path, hours: float) -> list[Path]:

@@ -56,7 +56,7 @@ def profile_blocks(results: Results) -> list[Block]:
     ]
 
 
-def describe_cost(results: Results, profile: str) -> list[str]:
+def describe_learned_and_ended(results: Results, profile: str) -> list[str]:
     """Return for each start what the study's entries learned and how they ended against their references, under a profile.
 
     Profiles under which the sign of the difference in learning reverses are named.

@@ -15,7 +15,14 @@ from reports.claims.render_verdicts import RULE, verdicts_grid
 from reports.document.blocks import Block, Bullets, Grid, Section, Text
 from reports.document.grids import hardware_grid, packages_grid
 from reports.document.sentences import count_warnings, describe_overlap, describe_warning
-from reports.formatting import format_interval, format_nats, format_nats_change, format_percent, format_pull
+from reports.formatting import (
+    format_interval,
+    format_nats,
+    format_nats_change,
+    format_percent,
+    format_pull,
+    format_pull_change,
+)
 from reports.report.sections.pulls_section import PULLS
 from reports.study.contrasts import describe_by_start, describe_contrasts, find_contrasts
 from reports.study.equal_learning_blocks import equal_learning_blocks
@@ -27,7 +34,7 @@ from reports.study.matched_settings import (
     pairs_grid,
     varies_rates,
 )
-from reports.study.opening import describe_making
+from reports.study.page_sentences import describe_making
 from reports.study.profile_blocks import describe_ends_below, profile_blocks
 from reports.study.study_frontier import frontier_blocks
 from reports.study.study_plan import Config
@@ -40,7 +47,8 @@ BY_CHANCE = (
     "Differences are in points. They are stated where the 95 % interval over at least {seeds} paired seeds excludes zero; of "
     "{count} in learning and forgetting, about {chance:.1f} do so by chance. Learning is matched where the whole interval of "
     "its difference lies within ±{margin:g} points. Elsewhere forgetting is not judged, because a method that learned less "
-    "had less to forget. These runs are of one suite and one learning rate per method: another rate may reverse the order."
+    "had less to forget. These differences are at one learning rate per method; another rate may "
+    "reverse their order."
 )
 MATCHED_NOTE = (
     "A method that learns less has less to forget, so retention of the first task is compared only where that task was "
@@ -146,7 +154,7 @@ def _pulls(results: Results) -> Section | None:
     grid = pulls_grid(results)
     if not grid.rows:
         return None
-    readings = describe_by_start(results, "pull_ratio", "Down / up", _format_change)
+    readings = describe_by_start(results, "pull_ratio", "Down / up", format_pull_change)
     blocks: list[Block] = [Text(PULLS, "note"), grid, *(Text(each, "measured") for each in readings)]
     return Section("pulls", "Pulls", "Pulls on the teacher's first choice", blocks)
 
@@ -162,10 +170,6 @@ def pulls_grid(results: Results) -> Grid:
             ]
             rows.append([config.adapter, setting, str(means[0].seeds), *cells])
     return _without_empty_settings("Pulls", ["seeds", *(called for called, _ in PULL_COLUMNS.values())], rows)
-
-
-def _format_change(change: float) -> str:
-    return f"{change:+.4f}".replace("-", "−")
 
 
 def _warnings(results: Results) -> Section:

@@ -13,6 +13,7 @@ from harness.cli.options import Include, Overrides, SuiteName, read_suite, whole
 from harness.config.base import FIRST_LOOK
 from harness.errors import ConfigError
 from harness.terminal.console import SafeConsole, announce
+from reports.planning import EFFECT
 
 if TYPE_CHECKING:
     from harness.config.suite import Suite
@@ -29,7 +30,7 @@ CLAIMED = {
 
 def plan(
     suite: SuiteName,
-    effect: Annotated[float, typer.Option(min=0, help="The difference to find, in points.")] = 3.0,
+    effect: Annotated[float, typer.Option(min=0, help="The difference to find, in points.")] = EFFECT,
     claims: Annotated[
         list[str] | None, typer.Option(help="A file of claims, or a shipped one's name; default: two methods' figures.")
     ] = None,

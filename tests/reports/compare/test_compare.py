@@ -29,13 +29,14 @@ from reports.claims.evidence import Evidence
 from reports.claims.judge_claims import judge_claims
 from reports.compare.comparison import Comparison, StageComparison
 from reports.compare.headline import headline_of
-from reports.compare.render_comparison import latex, latex_table, markdown, markdown_table
+from reports.compare.render_comparison import to_latex, to_markdown
 from reports.compare.rows import AVERAGE, comparison_table, comparison_table_by_seed
 from reports.data.calibration import CALIBRATION
 from reports.data.csv_text import to_csv_text
 from reports.data.frames import load_frames
 from reports.data.methods import ENTROPY, find_methods
 from reports.data.tables import figures_by_seed, write_tables
+from reports.document.text_tables import latex_table, markdown_table
 from tests.support.reports.run_factory import PROBES, SCORES, STAGES, write_run
 
 START = [0.5, 0.1, 0.6]
@@ -306,14 +307,14 @@ def test_other_conditions_across_suites_are_refused(tmp_path: Path):
 
 
 def test_latex_is_booktabs_without_a_character_that_pdflatex_lacks(two: list[Path]):
-    text = latex(Comparison(find_methods(two)))
+    text = to_latex(Comparison(find_methods(two)))
     assert r"\toprule" in text
     assert r"learned: tiny\_arithmetic & 60.0 & 80.0 & +20.0" in text
     assert text.isascii()
 
 
 def test_latex_fits_a_page_with_label_and_note_and_runs_no_command_of_a_name(two: list[Path]):
-    text = latex(Comparison(find_methods(two)))
+    text = to_latex(Comparison(find_methods(two)))
     assert r"\label{tab:aopd-minus-opd}" in text
     assert text.count(r"\footnotesize") == 1
     assert max(row.count("&") for row in text.splitlines()) <= 5
@@ -337,7 +338,7 @@ def test_a_csv_holds_no_formula():
 
 def test_markdown_has_one_line_per_row(two: list[Path]):
     compared = Comparison(find_methods(two))
-    lines = markdown(compared, ["A sentence."]).splitlines()
+    lines = to_markdown(compared, ["A sentence."]).splitlines()
     assert lines[0] == "A sentence."
     assert sum(line.startswith("| ") for line in lines) == len(compared.rows) + 1
 
