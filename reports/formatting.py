@@ -38,15 +38,20 @@ def format_pull(value: float) -> str:
     return "–" if math.isnan(value) else f"{value:z.4f}".replace("-", "−")
 
 
+def format_pull_change(difference: float) -> str:
+    """Write a difference of pulls, or of their ratios, with its sign."""
+    return "–" if math.isnan(difference) else f"{difference:+z.4f}".replace("-", "−")
+
+
 def format_bounds(interval: Interval, write: Callable[[float], str] = format_points) -> str:
     """Write `[low, high]`; a dash where the interval has no bounds."""
     return "–" if math.isnan(interval.low) else f"[{write(interval.low)},\u00a0{write(interval.high)}]"
 
 
-def format_with_bounds(interval: Interval, write: Callable[[float], str] = format_points) -> str:
-    """Write `mean [low, high]` wherever there are bounds, also those over the items of a single seed."""
-    mean = write(interval.mean)
-    return mean if math.isnan(interval.low) else f"{mean} {format_bounds(interval, write)}"
+def format_with_bounds(interval: Interval) -> str:
+    """Write `mean [low, high]` in points wherever there are bounds, also those over the items of a single seed."""
+    mean = format_points(interval.mean)
+    return mean if math.isnan(interval.low) else f"{mean} {format_bounds(interval)}"
 
 
 def format_interval(interval: Interval, write: Callable[[float], str] = format_percent) -> str:
@@ -59,6 +64,24 @@ def format_p(p: float) -> str:
     if math.isnan(p):
         return "–"
     return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def format_effect(value: float) -> str:
+    """Write an effect with one decimal, or two significant digits below 1; a dash where there is none."""
+    return "–" if not math.isfinite(value) else f"{value:.1f}" if abs(value) >= 1 else f"{value:.2g}"
+
+
+def format_seeds(between: tuple[int | None, int | None]) -> str:
+    """Write the fewest and the most seeds that a design may take; without an upper limit, `N or more`."""
+    fewest, most = between
+    return f"{fewest} to {most}" if most is not None else f"{fewest} or more"
+
+
+def format_hours(hours: float) -> str:
+    """Write hours, below two hours as minutes; a dash where the pilot did not record them."""
+    if math.isnan(hours):
+        return "–"
+    return f"{60 * hours:.0f} min" if hours < 2 else f"{hours:,.0f} h"
 
 
 def format_count(count: int, noun: str) -> str:

@@ -18,7 +18,7 @@ import typer
 
 from adapters.aopd import AOPD
 from adapters.opd import OPD
-from benchmarks.device.device_figures import DeviceMeasure, Figure, write_figures
+from benchmarks.device.device_figures import DeviceFigure, DeviceMeasure, write_figures
 from benchmarks.device.device_page import PEAK, page
 from benchmarks.device.operation_measures import operations
 from benchmarks.device.random_step import Load, Numbers, Shape, random_model, step_lines
@@ -64,7 +64,7 @@ def main(
     figures_at, page_at = out / "baselines" / f"{key}.json", out / f"RESULTS-{key}.md"
     figures_at.parent.mkdir(exist_ok=True)
     torch.set_float32_matmul_precision("highest")
-    figures: list[Figure] = [Figure(PEAK, peak_rate("bfloat16", device)(0), "GFLOP/s", "more")]
+    figures: list[DeviceFigure] = [DeviceFigure(PEAK, peak_rate("bfloat16", device)(0), "GFLOP/s", "more")]
     left_out, failed = list[str](), False
     for what, work in _everything(device, bool(small)):
         if time.monotonic() - started > seconds:
@@ -116,7 +116,7 @@ def _generations(device: str, small: bool) -> Iterator[DeviceMeasure]:
         yield what, lambda w=way, n=what: _generation(w, n, student, load, device)
 
 
-def _generation(way: str, what: str, shape: Shape, load: Load, device: str) -> Iterator[Figure]:
+def _generation(way: str, what: str, shape: Shape, load: Load, device: str) -> Iterator[DeviceFigure]:
     model = random_model(shape, torch.bfloat16 if device == "cuda" else torch.float32, device)
     draw = torch.Generator().manual_seed(0)
     prompts = torch.randint(1, shape.vocabulary, (load.prompts, load.prompt), generator=draw).tolist()
@@ -134,7 +134,9 @@ def _generation(way: str, what: str, shape: Shape, load: Load, device: str) -> I
                 torch.cuda.synchronize()
     finally:
         hf.STATIC_ON = before
-    yield Figure(f"{what}: time", 1000 * (time.perf_counter() - started) / load.response, "ms a token of all sequences")
+    yield DeviceFigure(
+        f"{what}: time", 1000 * (time.perf_counter() - started) / load.response, "ms a token of all sequences"
+    )
 
 
 def _steps(device: str, small: bool, *shapes: str) -> Iterator[DeviceMeasure]:
@@ -159,7 +161,7 @@ def _trl_steps(device: str, small: bool) -> Iterator[DeviceMeasure]:
         yield f"TRL step, {shape}", lambda: _trl_step(f"TRL step, {shape}", student, teacher, load, device)
 
 
-def _trl_step(what: str, student: Shape, teacher: Shape, load: Load, device: str) -> Iterator[Figure]:
+def _trl_step(what: str, student: Shape, teacher: Shape, load: Load, device: str) -> Iterator[DeviceFigure]:
     from benchmarks.device.random_trl_step import trl_random_steps
 
     models = random_model(student, torch.float32, device), random_model(teacher, torch.bfloat16, device)
@@ -167,15 +169,15 @@ def _trl_step(what: str, student: Shape, teacher: Shape, load: Load, device: str
         torch.cuda.reset_peak_memory_stats()
     steps = trl_random_steps(*models, load, device, min(16, load.prompts))
     for phase, seconds in (("generate", steps.generate), ("teacher", steps.teacher), ("rest", steps.rest)):
-        yield Figure(f"{what}: {phase}", seconds, "s")
-    yield Figure(f"{what}: step", steps.generate + steps.teacher + steps.rest, "s")
+        yield DeviceFigure(f"{what}: {phase}", seconds, "s")
+    yield DeviceFigure(f"{what}: step", steps.generate + steps.teacher + steps.rest, "s")
     if device == "cuda":
-        yield Figure(f"{what}: peak memory", torch.cuda.max_memory_allocated() / 2**30, "GiB")
+        yield DeviceFigure(f"{what}: peak memory", torch.cuda.max_memory_allocated() / 2**30, "GiB")
 
 
 def _step(
     adapter: Any, device: str, shape: str, mode: str, student: Shape, teacher: Shape, load: Load, training: Any
-) -> Iterator[Figure]:
+) -> Iterator[DeviceFigure]:
     models = random_model(student, torch.float32, device), random_model(teacher, torch.bfloat16, device)
     parameters = sum(p.numel() for p in models[0].parameters())
     if device == "cuda":
@@ -183,11 +185,13 @@ def _step(
     line = step_lines(adapter, *models, load, device, **Training.model_validate(training).model_dump())[-1]
     what, seconds = f"{type(adapter).__name__} step, {shape}, {mode}", line["seconds"]
     for phase in ("generate", "teacher", "student", "step"):
-        yield Figure(f"{what}: {phase}", seconds[phase], "s")
-    yield Figure(f"{what}: generation", 1000 * seconds["generate"] / load.response, "ms a token of all sequences")
-    yield Figure(f"{what}: student", 6 * parameters * line["tokens"] / seconds["student"] / 1e9, "GFLOP/s", "more")
+        yield DeviceFigure(f"{what}: {phase}", seconds[phase], "s")
+    yield DeviceFigure(f"{what}: generation", 1000 * seconds["generate"] / load.response, "ms a token of all sequences")
+    yield DeviceFigure(
+        f"{what}: student", 6 * parameters * line["tokens"] / seconds["student"] / 1e9, "GFLOP/s", "more"
+    )
     if device == "cuda":
-        yield Figure(f"{what}: peak memory", torch.cuda.max_memory_allocated() / 2**30, "GiB")
+        yield DeviceFigure(f"{what}: peak memory", torch.cuda.max_memory_allocated() / 2**30, "GiB")
 
 
 def _name(device: str) -> str:

@@ -17,7 +17,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @dataclass(frozen=True)
-class Figure:
+class DeviceFigure:
     """One measured value, its unit, and whether less of it or more of it is better."""
 
     name: str
@@ -26,23 +26,23 @@ class Figure:
     better: Better = "less"
 
 
-DeviceMeasure = tuple[str, Callable[[], Iterator[Figure]]]
+DeviceMeasure = tuple[str, Callable[[], Iterator[DeviceFigure]]]
 
 
-def write_figures(path: Path, device: str, figures: list[Figure]) -> None:
+def write_figures(path: Path, device: str, figures: list[DeviceFigure]) -> None:
     """Write figures as JSON, one a line."""
     lines = ",\n".join(f"  {json.dumps(asdict(figure))}" for figure in figures)
     path.write_text(f'{{"device": {json.dumps(device)}, "figures": [\n{lines}\n]}}\n', encoding="utf-8")
 
 
-def read_figures(path: Path) -> tuple[str, dict[str, Figure]]:
+def read_figures(path: Path) -> tuple[str, dict[str, DeviceFigure]]:
     """Return a file's device and its figures by name."""
     raw = json.loads(path.read_text(encoding="utf-8"))
-    figures = [Figure(**line) for line in raw["figures"]]
+    figures = [DeviceFigure(**line) for line in raw["figures"]]
     return raw["device"], {figure.name: figure for figure in figures}
 
 
-def change(before: Figure, after: Figure) -> float:
+def change(before: DeviceFigure, after: DeviceFigure) -> float:
     """Return by what share a figure got worse; below 0 where it got better."""
     ratio = after.value / before.value if before.value else 1.0
     return ratio - 1 if before.better == "less" else 1 / ratio - 1 if ratio else float("inf")

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from benchmarks.device.device_figures import Figure
+from benchmarks.device.device_figures import DeviceFigure
 from benchmarks.results_page import table
 
 PEAK = "fastest bfloat16 product"
@@ -66,7 +66,7 @@ def goals(found: Mapping[str, float]) -> Iterator[Goal]:
     )
 
 
-def page(name: str, made: str, figures: Sequence[Figure], left_out: Sequence[str]) -> str:
+def page(name: str, made: str, figures: Sequence[DeviceFigure], left_out: Sequence[str]) -> str:
     """Return the page; `made` says how the figures came about."""
     found = {figure.name: figure.value for figure in figures}
     wanted = [[g.what, _number(g.value), f"{g.side} {g.bound:g}", g.reached] for g in goals(found)]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from adapters.loop.tokens import Tokens
 from adapters.opd import OPD
-from benchmarks.device.device_figures import DeviceMeasure, Figure
+from benchmarks.device.device_figures import DeviceFigure, DeviceMeasure
 from benchmarks.device.device_page import COMPUTED, NEEDED
 from benchmarks.logprobs.logprob_variants import VARIANTS, Inputs, Size, make_inputs
 from benchmarks.logprobs.logprob_work import measured
@@ -48,7 +48,7 @@ def _measurable(who: str, device: str) -> bool:
     return who in ("ours", "dense") or (device == "cuda" and (who == "tiled" or find_spec("liger_kernel") is not None))
 
 
-def _operation(name: str, what: str, size: Size, device: str, width: int | None = None) -> Iterator[Figure]:
+def _operation(name: str, what: str, size: Size, device: str, width: int | None = None) -> Iterator[DeviceFigure]:
     """Measure a variant; one that is called tiled has no kernels, and `width` is that of its tiles."""
     kernels, tile = set(output_layer.FUSED), tiles.LARGE_TILE
     output_layer.FUSED = set() if what.startswith("tiled") else kernels
@@ -61,15 +61,15 @@ def _operation(name: str, what: str, size: Size, device: str, width: int | None 
     _, needed, computed = OPERATIONS[kind]
     if kind in ("reverse_kl", "jsd") and size.tokens <= tiles.whole_rows(size.vocabulary) // 2:
         computed = needed  # few tokens: the products are kept
-    yield Figure(f"{what}: time", 1000 * found.seconds, "ms")
-    yield Figure(f"{what}: memory", found.bytes / MIB, "MiB")
+    yield DeviceFigure(f"{what}: time", 1000 * found.seconds, "ms")
+    yield DeviceFigure(f"{what}: memory", found.bytes / MIB, "MiB")
     product = 2 * size.tokens * size.hidden * size.vocabulary / found.seconds / 1e9
-    yield Figure(f"{what}: {NEEDED}", needed * product, "GFLOP/s", "more")
+    yield DeviceFigure(f"{what}: {NEEDED}", needed * product, "GFLOP/s", "more")
     if who == "ours" and computed > needed:
-        yield Figure(f"{what}: {COMPUTED}", computed * product, "GFLOP/s", "more")
+        yield DeviceFigure(f"{what}: {COMPUTED}", computed * product, "GFLOP/s", "more")
 
 
-def _errors(size: Size, device: str) -> Iterator[Figure]:
+def _errors(size: Size, device: str) -> Iterator[DeviceFigure]:
     """Yield the error of OPD's gradient against float64, relative to its size, of ours, of full logits and of TRL's."""
     inputs = make_inputs(size, device)
     states, weight = (leaf.detach().double().requires_grad_() for leaf in (inputs.hidden, inputs.weight))
@@ -86,7 +86,7 @@ def _errors(size: Size, device: str) -> Iterator[Figure]:
         work(fresh).backward()
         assert fresh.hidden.grad is not None
         error = (fresh.hidden.grad.double() - states.grad).norm() / states.grad.norm()
-        yield Figure(f"gradient error of {who}, hidden {size.hidden}", float(error), "of its size")
+        yield DeviceFigure(f"gradient error of {who}, hidden {size.hidden}", float(error), "of its size")
 
 
 def _one_token(inputs: Inputs, logq: Tensor) -> Tensor:

@@ -23,7 +23,8 @@ from benchmarks.simulation.simulated_studies import PATHS, SPREADS, CurveStudy, 
 from harness.stats.estimates import Estimate
 from harness.stats.intervals import Interval, resolved, t_interval
 from harness.stats.learning.equal_learning import at_equal_learning
-from harness.stats.learning.matching import FEWEST_SEEDS, MARGIN, MATCHED, how_matched
+from harness.stats.learning.matching import MARGIN, MATCHED, how_matched
+from harness.stats.looks import FEWEST_SEEDS
 from harness.stats.paired import compare_estimates, over_items
 from harness.stats.significance import holm
 from harness.stats.two_way import two_way_interval

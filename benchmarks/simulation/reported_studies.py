@@ -35,31 +35,31 @@ SAME, APART = (0.45, 0.45), (0.3, 0.6)
 COLLAPSE = Collapse()
 
 
-class Outcome(NamedTuple):
+class SimulatedOutcome(NamedTuple):
     """Whether an interval covered the truth, nan where the case has none, and whether the report was wrong."""
 
     covers: float
     wrong: float
 
 
-Case = Callable[[Generator, int, Shape, Spread], Outcome]
+Case = Callable[[Generator, int, Shape, Spread], SimulatedOutcome]
 
 
-def four_answers(generator: Generator, seeds: int, shape: Shape, spread: Spread) -> Outcome:
+def four_answers(generator: Generator, seeds: int, shape: Shape, spread: Spread) -> SimulatedOutcome:
     """Simulate scores that are means over four sampled answers of each item, as under the profile `paper`."""
     (base, other), truth = several_methods(generator, seeds, *shape, spread, APART, answers=4)
     (same, alike), _ = several_methods(generator, seeds, *shape, spread, SAME, answers=4)
     return _outcome(two_way_interval(other - base), truth[1] - truth[0], two_way_interval(alike - same))
 
 
-def unpaired(generator: Generator, seeds: int, shape: Shape, spread: Spread) -> Outcome:
+def unpaired(generator: Generator, seeds: int, shape: Shape, spread: Spread) -> SimulatedOutcome:
     """Simulate two methods whose equal seeds start from different weights, so that seeds are not paired."""
     base, other, truth = two_methods(generator, seeds, *shape, spread, APART)
     same, alike, _ = two_methods(generator, seeds, *shape, spread, SAME)
     return _outcome(unpaired_interval(base, other), truth, unpaired_interval(same, alike))
 
 
-def between_starts(generator: Generator, seeds: int, shape: Shape, spread: Spread) -> Outcome:
+def between_starts(generator: Generator, seeds: int, shape: Shape, spread: Spread) -> SimulatedOutcome:
     """Simulate the difference between two starts of the difference between two methods."""
     found, truth = several_methods(generator, seeds, *shape, spread, (0.3, 0.6, 0.8, 0.9))
     alike, _ = several_methods(generator, seeds, *shape, spread, (0.3, 0.3, 0.8, 0.8))
@@ -67,45 +67,45 @@ def between_starts(generator: Generator, seeds: int, shape: Shape, spread: Sprea
     return _outcome(intervals[0], (truth[1] - truth[0]) - (truth[3] - truth[2]), intervals[1])
 
 
-def best_rates(generator: Generator, seeds: int, shape: Shape, spread: Spread) -> Outcome:
+def best_rates(generator: Generator, seeds: int, shape: Shape, spread: Spread) -> SimulatedOutcome:
     """Simulate two equal methods, each at the best of three rates, two of them equally good; halves of the seeds choose."""
     found, _ = several_methods(generator, seeds, *shape, spread, (0.3, 0.45, 0.45) * 2)
     chosen = [choose_rates({rate: each.by_seed for rate, each in enumerate(rates)}) for rates in (found[:3], found[3:])]
     base, other = _at_chosen(found[:3], chosen[0]), _at_chosen(found[3:], chosen[1])
-    return Outcome(math.nan, _excludes_zero(two_way_interval(other - base).widened(widening(chosen))))
+    return SimulatedOutcome(math.nan, _excludes_zero(two_way_interval(other - base).widened(widening(chosen))))
 
 
-def equivalence(generator: Generator, seeds: int, shape: Shape, spread: Spread) -> Outcome:
+def equivalence(generator: Generator, seeds: int, shape: Shape, spread: Spread) -> SimulatedOutcome:
     """Simulate an effect that is as large as the margin of equivalence; to call it equivalent is wrong."""
     base, other, truth = two_methods(generator, seeds, *shape, spread, (0.3, 0.45))
-    return Outcome(math.nan, judge(two_way_interval(other - base), margin=truth) == EQUIVALENT)
+    return SimulatedOutcome(math.nan, judge(two_way_interval(other - base), margin=truth) == EQUIVALENT)
 
 
-def sequence(generator: Generator, seeds: int, shape: Shape, spread: Spread) -> Outcome:
+def sequence(generator: Generator, seeds: int, shape: Shape, spread: Spread) -> SimulatedOutcome:
     """Simulate three claims in a fixed sequence: the first is true, so the second is tested; it and the third are not."""
     pairs = [two_methods(generator, seeds, *shape, spread, levels) for levels in ((0.0, 0.9), SAME, SAME)]
     verdicts = gate([judge(two_way_interval(other - base)) for base, other, _ in pairs])
-    return Outcome(math.nan, any(verdict in DIFFERENT for verdict in verdicts[1:]))
+    return SimulatedOutcome(math.nan, any(verdict in DIFFERENT for verdict in verdicts[1:]))
 
 
-def four_tests(generator: Generator, seeds: int, shape: Shape, spread: Spread) -> Outcome:
+def four_tests(generator: Generator, seeds: int, shape: Shape, spread: Spread) -> SimulatedOutcome:
     """Simulate two methods that are equal in four tasks, each tested, with Holm's correction."""
     pairs = [two_methods(generator, seeds, *shape, spread, SAME) for _ in range(4)]
     found = [compare_estimates(base, other).p_of_several for base, other, _ in pairs]
-    return Outcome(math.nan, min(holm(found)) <= 0.05)
+    return SimulatedOutcome(math.nan, min(holm(found)) <= 0.05)
 
 
-def collapsing_seeds(generator: Generator, seeds: int, shape: Shape, spread: Spread) -> Outcome:
+def collapsing_seeds(generator: Generator, seeds: int, shape: Shape, spread: Spread) -> SimulatedOutcome:
     """Simulate methods whose seeds either collapse or do not, each with a probability of 0.3 and by about 40 points."""
     (base, other), truth = several_methods(generator, seeds, *shape, spread, APART, collapse=COLLAPSE)
     (same, alike), _ = several_methods(generator, seeds, *shape, spread, SAME, collapse=COLLAPSE)
     return _outcome(two_way_interval(other - base), truth[1] - truth[0], two_way_interval(alike - same))
 
 
-def one_collapses(generator: Generator, seeds: int, shape: Shape, spread: Spread) -> Outcome:
+def one_collapses(generator: Generator, seeds: int, shape: Shape, spread: Spread) -> SimulatedOutcome:
     """Simulate a method whose seeds either collapse or do not, against one whose seeds do not."""
     (base, other), truth = several_methods(generator, seeds, *shape, spread, SAME, collapse=Collapse(first=1))
-    return Outcome(_covers(two_way_interval(other - base), truth[1] - truth[0]), math.nan)
+    return SimulatedOutcome(_covers(two_way_interval(other - base), truth[1] - truth[0]), math.nan)
 
 
 CASES: dict[str, Case] = {
@@ -143,8 +143,8 @@ def _at_chosen(by_rate: Sequence[Estimate], chosen: Mapping[int, ChosenRate]) ->
     return Estimate({seed: each.value for seed, each in chosen.items()}, {"task": table})
 
 
-def _outcome(interval: Interval, truth: float, alike: Interval) -> Outcome:
-    return Outcome(_covers(interval, truth), _excludes_zero(alike))
+def _outcome(interval: Interval, truth: float, alike: Interval) -> SimulatedOutcome:
+    return SimulatedOutcome(_covers(interval, truth), _excludes_zero(alike))
 
 
 def _covers(interval: Interval, truth: float) -> bool:

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 
 from harness.stats.estimates import Estimate, ItemTable
+from harness.stats.intervals import Vector
 from harness.stats.learning.equal_learning import Curve
 
-Vector = NDArray[np.float64]
 Generator = np.random.Generator
 
 

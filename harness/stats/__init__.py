@@ -11,5 +11,6 @@
 - `power`: detectable effects. `sampling`: pass@k, the noise floor, ratios.
 - `design`: the seeds and items that a study needs to find a difference.
 - `learning`: retention at equal learning, whether two methods learned equally, the learning rate that other seeds choose.
+- `looks`: the level of a test at each of several planned numbers of seeds, and the fewest seeds that get a verdict.
 - `claim_verdicts`: supported, contradicted, equivalent or not resolved.
 """

@@ -1,9 +1,9 @@
 """Verdicts on claimed effects: one effect judged from its interval, and several claims judged in a fixed sequence.
 
-An effect is supported where its whole 95 % interval over at least SEEDS seeds exceeds the smallest effect of interest in the
-claimed direction, and contradicted where the whole interval falls short of it. With a smallest effect of 0 this is the test
-of the effect's sign. Otherwise it is equivalent where two one-sided tests at 5 % show that it is within a margin on either
-side of zero, that is, where its 90 % interval is inside the margin (Schuirmann 1987, J. Pharmacokinet. Biopharm. 15).
+An effect is supported where its whole 95 % interval over at least FEWEST_SEEDS seeds exceeds the smallest effect of interest
+in the claimed direction, and contradicted where the whole interval falls short of it. With a smallest effect of 0 this is the
+test of the effect's sign. Otherwise it is equivalent where two one-sided tests at 5 % show that it is within a margin on
+either side of zero, that is, where its 90 % interval is inside the margin (Schuirmann 1987, J. Pharmacokinet. Biopharm. 15).
 
 In a sequence that was fixed in advance, each claim is tested at the full level, and a later one only if the earlier one was
 supported or contradicted (Maurer, Hothorn and Lehmacher 1995; Westfall and Krishen 2001, J. Stat. Plan. Inference 99). Then
@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from scipy import stats
 
 from harness.stats.intervals import Interval, has_width
-from harness.stats.looks import LEVEL, SEEDS
+from harness.stats.looks import ALPHA, FEWEST_SEEDS
 from harness.stats.significance import p_value
 
 SUPPORTED, CONTRADICTED, EQUIVALENT = "supported", "contradicted", "equivalent"
@@ -32,15 +32,15 @@ DIFFERENT = (SUPPORTED, CONTRADICTED)
 
 
 def judge(
-    effect: Interval, sign: int = 1, smallest: float = 0.0, margin: float = math.nan, level: float = LEVEL
+    effect: Interval, sign: int = 1, smallest: float = 0.0, margin: float = math.nan, level: float = ALPHA
 ) -> str:
     """Return the verdict on a claim that an effect has a sign and at least the smallest size.
 
     `margin` is the half-width of the zone of equivalence around zero; with nan, equivalence is not tested. `level` is that of
-    the look, see `harness.stats.looks.level_at`; with nan there is no verdict. With fewer than SEEDS seeds the claim is not
-    testable, and an interval without width is not resolved.
+    the look, see `harness.stats.looks.level_at`; with nan there is no verdict. With fewer than FEWEST_SEEDS seeds the claim is
+    not testable, and an interval without width is not resolved.
     """
-    if effect.seeds < SEEDS:
+    if effect.seeds < FEWEST_SEEDS:
         return NOT_TESTABLE
     if math.isnan(level):
         return NO_VERDICT
@@ -50,8 +50,8 @@ def judge(
 
 
 def p_of(effect: Interval, sign: int = 1, smallest: float = 0.0) -> float:
-    """Return the two-sided p value of an effect against the smallest one of interest; nan for fewer than SEEDS seeds."""
-    return p_value(effect.beyond(smallest, sign)) if has_width(effect, SEEDS) else math.nan
+    """Return the two-sided p value of an effect against the smallest one of interest; nan below FEWEST_SEEDS seeds."""
+    return p_value(effect.beyond(smallest, sign)) if has_width(effect, FEWEST_SEEDS) else math.nan
 
 
 def p_equivalent(effect: Interval, margin: float) -> float:
@@ -59,7 +59,7 @@ def p_equivalent(effect: Interval, margin: float) -> float:
 
     It is the larger of the two p values, `P(T > (margin - |mean|) / error)`, of each of the interval's standard errors.
     """
-    if not has_width(effect, SEEDS) or not effect.errors or math.isnan(margin):
+    if not has_width(effect, FEWEST_SEEDS) or not effect.errors or math.isnan(margin):
         return math.nan
     return max(float(stats.t.sf((margin - abs(effect.mean)) / each.error, each.df)) for each in effect.errors)
 

@@ -116,7 +116,7 @@ START = register_figure(
         of_task="before",
     )
 )
-PLASTICITY = register_figure(
+register_figure(
     Figure(
         "plasticity",
         "Plasticity",
@@ -162,7 +162,7 @@ FORGETTING = register_figure(
         needs_matched_learning=True,
     )
 )
-FORGETTING_FROM_START = register_figure(
+register_figure(
     Figure(
         "forgetting_from_start",
         "Forgetting from the start",
@@ -190,7 +190,7 @@ register_figure(
         compared="",
     )
 )
-RETENTION_RATIO = register_figure(
+register_figure(
     Figure(
         "retention_ratio",
         "Retention ratio",
@@ -204,7 +204,7 @@ RETENTION_RATIO = register_figure(
         short="kept",
     )
 )
-INCREMENTAL = register_figure(
+register_figure(
     Figure(
         "average_incremental_accuracy",
         "Average incremental accuracy (AIA)",
@@ -217,7 +217,7 @@ INCREMENTAL = register_figure(
         short="AIA",
     )
 )
-FORWARD = register_figure(
+register_figure(
     Figure(
         "forward_transfer",
         "Forward transfer (FWT)",
@@ -258,7 +258,7 @@ PROBE_CHANGE = register_figure(
         of_task="changed",
     )
 )
-PROBE_FORGETTING = register_figure(
+register_figure(
     Figure(
         "probe_forgetting",
         "Probe forgetting",

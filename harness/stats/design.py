@@ -19,11 +19,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import optimize, special
 
-from harness.stats.claim_verdicts import SEEDS
+from harness.stats.looks import ALPHA, FEWEST_SEEDS
 from harness.stats.power import POWER, MeanSquares
 
-ALPHA = 0.05
 MOST_SEEDS = 1000
+LIMITS = 0.8  # the confidence level of the variance between seeds
 
 
 @dataclass(frozen=True)
@@ -107,14 +107,14 @@ def estimate_components(differences: ArrayLike, answer_variance: ArrayLike = 0.0
     )
 
 
-def seed_variance_limits(components: Components, pilot: Design, level: float = 0.8) -> tuple[Components, Components]:
-    """Return the components with the variance between seeds at the two limits of its confidence interval.
+def seed_variance_limits(components: Components, pilot: Design) -> tuple[Components, Components]:
+    """Return the components with the variance between seeds at the two limits of its confidence interval at LIMITS.
 
     The mean square of a pilot's S seeds, divided by its expectation, is chi-squared on S - 1 degrees of freedom divided by
     S - 1. The other components keep their estimates: a pilot knows them from hundreds of items.
     """
     squares, df = components.mean_squares(pilot), pilot.seeds - 1
-    tails = (1 - (1 - level) / 2, (1 - level) / 2)
+    tails = (1 - (1 - LIMITS) / 2, (1 - LIMITS) / 2)
     limits = [squares.of_seeds * df / (2 * float(special.gammaincinv(df / 2, tail))) for tail in tails]
     low, high = (max(0.0, (limit - squares.of_rest) / pilot.clusters) for limit in limits)
     return replace(components, seeds=low), replace(components, seeds=high)
@@ -123,9 +123,9 @@ def seed_variance_limits(components: Components, pilot: Design, level: float = 0
 def power_of(effect: float, components: Components, design: Design, alpha: float = ALPHA) -> float:
     """Return the probability that a study finds a true mean difference of `effect`, by its two-sided test at `alpha`.
 
-    It is 0 for fewer than SEEDS seeds, which get no verdict, and where a single cluster leaves nothing to estimate from.
+    It is 0 below FEWEST_SEEDS seeds, which get no verdict, and where a single cluster leaves nothing to estimate from.
     """
-    if design.seeds < SEEDS or design.clusters < 2:
+    if design.seeds < FEWEST_SEEDS or design.clusters < 2:
         return 0.0
     if components.of_mean(design) == 0:
         return 1.0 if effect else alpha
@@ -140,7 +140,7 @@ def equivalence_power(
     That is the verdict `equivalent`: two one-sided tests at `alpha` pass, and the two-sided test finds no difference. A study
     of methods without a difference finds one with probability `alpha`, so no design has a power above 1 - `alpha`.
     """
-    if design.seeds < SEEDS or design.clusters < 2:
+    if design.seeds < FEWEST_SEEDS or design.clusters < 2:
         return 0.0
     if components.of_mean(design) == 0:
         return float(abs(effect) < margin)
@@ -176,7 +176,7 @@ def fewest_seeds(power_with: Callable[[int], float], power: float = POWER) -> in
     """
     if power_with(MOST_SEEDS) < power:
         return None
-    low, high = SEEDS - 1, MOST_SEEDS
+    low, high = FEWEST_SEEDS - 1, MOST_SEEDS
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if power_with(middle) >= power else (middle, high)
@@ -188,12 +188,11 @@ def cheapest_designs(
     costs: Costs,
     clusters: Iterable[int],
     answers: Iterable[int],
-    power: float = POWER,
 ) -> list[PlannedDesign]:
-    """Return designs with at least the given power, cheapest first: the fewest seeds by numbers of clusters and of answers."""
+    """Return designs with at least POWER, cheapest first: the fewest seeds by numbers of clusters and of answers."""
     designs: list[PlannedDesign] = []
     for size in product(clusters, answers):
-        seeds = fewest_seeds(lambda number, size=size: power_with(Design(number, *size)), power)
+        seeds = fewest_seeds(lambda number, size=size: power_with(Design(number, *size)))
         if seeds is not None:
             design = Design(seeds, *size)
             designs.append(PlannedDesign(design, costs.hours(design), power_with(design)))

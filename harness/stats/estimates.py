@@ -12,11 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
-from harness.stats.intervals import effective_clusters
-
-Vector = NDArray[np.float64]
+from harness.stats.intervals import Vector, effective_clusters
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-LEVEL = 0.95
+Vector = NDArray[np.float64]
+LEVEL = 0.95  # of confidence
 # The possible values of each unit: a share, a difference of shares, a ratio of shares, an entropy, any number.
 BOUNDS = {
     "%": (0.0, 1.0),
@@ -119,7 +120,12 @@ def resolved(interval: Interval, seeds: int = 2) -> bool:
     return has_width(interval, seeds) and (interval.low > 0 or interval.high < 0)
 
 
-def known_values(values: ArrayLike) -> NDArray[np.float64]:
+def reverses(one: Interval, other: Interval, seeds: int = 2) -> bool:
+    """Return whether two means have opposite signs and at least one of the intervals is resolved."""
+    return one.mean * other.mean < 0 and (resolved(one, seeds) or resolved(other, seeds))
+
+
+def known_values(values: ArrayLike) -> Vector:
     """Return the values that are not nan, as one vector."""
     array = np.asarray(values, dtype=np.float64).ravel()
     return array[~np.isnan(array)]

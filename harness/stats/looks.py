@@ -12,38 +12,39 @@ from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import optimize, special
 
-Vector = NDArray[np.float64]
+from harness.stats.intervals import Vector
+
 NODES = 100  # of the numerical integration; twice as many change no level by more than 1e-13
-LEVEL, SEEDS = 0.05, 3  # the error that a claim spends over all its looks; the fewest seeds with a verdict
+ALPHA = 0.05  # the error that a claim spends over all its looks
+FEWEST_SEEDS = 3  # that get a verdict
 
 
 def level_at(seeds: int, looks: Sequence[int]) -> float:
     """Return the two-sided level of a test after `seeds` seeds where `looks` are planned; nan where no look is.
 
-    Without a plan it is LEVEL. A look at fewer than SEEDS seeds tests nothing and spends nothing.
+    Without a plan it is ALPHA. A look at fewer than FEWEST_SEEDS seeds tests nothing and spends nothing.
     """
-    able = tuple(look for look in looks if look >= SEEDS)
+    able = tuple(look for look in looks if look >= FEWEST_SEEDS)
     if not looks:
-        return LEVEL
+        return ALPHA
     return look_levels(able)[able.index(seeds)] if seeds in able else math.nan
 
 
-def error_spent(share: float, alpha: float = LEVEL) -> float:
-    """Return the two-sided error spent when `share` of the seeds is done, `4 - 4 Φ(z_{1-alpha/4} / sqrt(share))`.
+def error_spent(share: float) -> float:
+    """Return the two-sided error spent when `share` of the seeds is done, `4 - 4 Φ(z_{1-ALPHA/4} / sqrt(share))`.
 
     This is the spending function of Lan and DeMets (1983, Biometrika 70) that approximates O'Brien and Fleming's boundary.
     """
-    return float(4 * special.ndtr(-special.ndtri(1 - alpha / 4) / math.sqrt(share)))
+    return float(4 * special.ndtr(-special.ndtri(1 - ALPHA / 4) / math.sqrt(share)))
 
 
 @lru_cache
-def look_levels(looks: tuple[int, ...], alpha: float = LEVEL) -> tuple[float, ...]:
+def look_levels(looks: tuple[int, ...]) -> tuple[float, ...]:
     """Return the two-sided level of the test at each look, a group-sequential design; `looks` are increasing seed counts.
 
-    Under the null hypothesis the probability of crossing any boundary is `alpha`: each look spends the increase of
+    Under the null hypothesis the probability of crossing any boundary is ALPHA: each look spends the increase of
     `error_spent` since the one before. The probability is integrated look by look over the sum of the seeds' effects
     (Armitage, McPherson and Rowe 1969, J. R. Stat. Soc. A 132). A t test uses the same level (Pocock 1977, Biometrika 64).
     Raises `ValueError` for looks that do not increase or begin below 2.
@@ -51,13 +52,13 @@ def look_levels(looks: tuple[int, ...], alpha: float = LEVEL) -> tuple[float, ..
     if not looks or any(later <= earlier for earlier, later in pairwise(looks)) or looks[0] < 2:
         raise ValueError(f"looks at {list(looks)} seeds: expected increasing numbers from 2 on")
     if len(looks) == 1:
-        return (alpha,)
+        return (ALPHA,)
     nodes, weights = np.polynomial.legendre.leggauss(NODES)
     sums, mass = np.zeros(1), np.ones(1)  # the sum of effects where no look crossed a boundary, and its probability
     levels: list[float] = []
     for before, seeds in pairwise((0, *looks)):
         spread = math.sqrt(seeds - before)
-        spent = error_spent(seeds / looks[-1], alpha) - (error_spent(before / looks[-1], alpha) if before else 0.0)
+        spent = error_spent(seeds / looks[-1]) - (error_spent(before / looks[-1]) if before else 0.0)
 
         def excess(
             bound: float, sums: Vector = sums, mass: Vector = mass, spread: float = spread, spent: float = spent

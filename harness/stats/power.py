@@ -13,35 +13,33 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import optimize, special
 
-from harness.stats.intervals import LEVEL, StandardError
+from harness.stats.intervals import LEVEL, StandardError, Vector
 from harness.stats.two_way import POOLED
 
 POWER = 0.80
 FARTHEST = 1e4  # critical t value of a test that finds nothing: its degrees of freedom are nearly 0
 NODES = (48, 8, 4)  # points of the integral: mean squares of seeds, of clusters, of the residual
-Vector = NDArray[np.float64]
 
 
-def detectable_effect(errors: Iterable[StandardError], level: float = LEVEL, power: float = POWER) -> float:
-    """Return the smallest effect that a two-sided t test finds with the given power; of several errors, the largest such.
+def detectable_effect(errors: Iterable[StandardError]) -> float:
+    """Return the smallest effect that a two-sided t test finds with POWER; of several errors, the largest such.
 
     It is nan where degrees of freedom near 0 leave a test that finds nothing, as with two clusters of very unequal size.
-    1 - `level` is the test's alpha. The power is that of the noncentral t distribution.
+    1 - LEVEL is the test's alpha. The power is that of the noncentral t distribution.
     """
-    found = [_detectable(each.error, each.df, level, power) for each in errors]
+    found = [_detectable(each.error, each.df) for each in errors]
     return math.nan if any(map(math.isnan, found)) else max(found)
 
 
-def _detectable(error: float, df: float, level: float, power: float) -> float:
-    critical = float(special.stdtrit(df, 1 - (1 - level) / 2))
+def _detectable(error: float, df: float) -> float:
+    critical = float(special.stdtrit(df, 1 - (1 - LEVEL) / 2))
     if critical > FARTHEST:
         return math.nan
 
     def excess(shift: float) -> float:
-        return _rejects(shift, df, critical) - power
+        return _rejects(shift, df, critical) - POWER
 
     high = 1.0  # in standard errors
     while excess(high) < 0:

@@ -15,12 +15,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
 from harness.errors import ConfigError
-
-Vector = NDArray[np.float64]
+from harness.stats.intervals import Vector
 
 
 @dataclass(frozen=True, eq=False)

@@ -149,7 +149,7 @@ class ClaimEntry(Strict):
             raise ValueError("scope.tasks: [before] needs scope.stage: branch; give it, or name the tasks")
         starts = {metric.start for metric in self.parsed.metrics}
         if (self.scope.start == "pairs") != bool(starts & {"one", "other"}):
-            raise ValueError("start=one and start=other go together with scope.start: pairs")
+            raise ValueError("start=one and start=other go together with scope.start: pairs; give both or neither")
         if (named_starts := starts - {"", "one", "other"}) and self.scope.start in ("each", "pairs"):
             raise ValueError(
                 f"the expression names the start {min(named_starts)!r}, and scope.start: {self.scope.start} would repeat "

@@ -99,7 +99,7 @@ class Evidence:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredEffect:
     """An effect by seed and by item under one evaluation profile.
 
     `compared` tells a reader what was compared. The effect's intervals are to be `widening` times as wide as those of the
@@ -116,29 +116,29 @@ class Measured:
 NO_EFFECT = Estimate({})
 
 
-def measure_effect(entry: ClaimEntry, place: ClaimScope, profile: str, evidence: Evidence) -> Measured:
+def measure_effect(entry: ClaimEntry, place: ClaimScope, profile: str, evidence: Evidence) -> MeasuredEffect:
     """Return a claim's effect at one place, under a profile (empty: the first of the runs)."""
     named = {metric: evidence.method(entry, metric.adapter, _start(metric, place)) for metric in entry.parsed.metrics}
     methods = {metric: method for metric, method in named.items() if method is not None}
     if missing := [metric for metric in named if metric not in methods]:
         where = " that begin a stage at a trained checkpoint of all methods" if entry.scope.stage == "branch" else ""
-        return Measured(NO_EFFECT, profile, reason=f"no runs of {_name(missing[0], place)}{where}")
+        return MeasuredEffect(NO_EFFECT, profile, reason=f"no runs of {_name(missing[0], place)}{where}")
     if apart := _other_weights(entry, methods):
-        return Measured(NO_EFFECT, profile, reason=apart)
+        return MeasuredEffect(NO_EFFECT, profile, reason=apart)
     if not any(isinstance(claim_metrics()[metric.name], Figure | CurveFigure) for metric in methods):
         effect = _effect(entry, place, methods)
         reason = _no_profiles(methods) if not effect.by_seed else ""
-        return Measured(effect, compared=_compared(entry, place, methods.values(), evidence), reason=reason)
+        return MeasuredEffect(effect, compared=_compared(entry, place, methods.values(), evidence), reason=reason)
     shown = {metric: found for metric, method in methods.items() if (found := method.under(profile))}
     if lacking := [metric.adapter for metric in methods if metric not in shown]:
-        return Measured(NO_EFFECT, profile, reason=f"{lacking[0]} was not evaluated under profile {profile}")
+        return MeasuredEffect(NO_EFFECT, profile, reason=f"{lacking[0]} was not evaluated under profile {profile}")
     profile = next(iter(shown.values())).profile
     if entry.scope.rate == "best":
         return _at_best_rates(entry, place, profile, evidence)
     if entry.at == "equal_learning":
         return _at_equal_learning(entry, place, profile, shown)
     _check_comparable(entry, place, shown)
-    return Measured(_effect(entry, place, shown), profile, _compared(entry, place, methods.values(), evidence))
+    return MeasuredEffect(_effect(entry, place, shown), profile, _compared(entry, place, methods.values(), evidence))
 
 
 def count_seeds(entry: ClaimEntry, place: ClaimScope, evidence: Evidence, measured: Estimate) -> int:
@@ -233,7 +233,7 @@ def _check_comparable(entry: ClaimEntry, place: ClaimScope, methods: Mapping[Met
     check_pairs([SeedPair(seed, side, side) for seed, side in sides], shared_items=None)
 
 
-def _at_best_rates(entry: ClaimEntry, place: ClaimScope, profile: str, evidence: Evidence) -> Measured:
+def _at_best_rates(entry: ClaimEntry, place: ClaimScope, profile: str, evidence: Evidence) -> MeasuredEffect:
     """Compare each adapter at its best learning rate; a seed's rate is chosen on the other half of the seeds."""
     estimates: dict[Metric, Estimate] = {}
     choices: list[Mapping[int, ChosenRate]] = []
@@ -242,7 +242,7 @@ def _at_best_rates(entry: ClaimEntry, place: ClaimScope, profile: str, evidence:
         rates = evidence.by_rate.get((_start(metric, place), metric.adapter), {})
         shown = {rate: found for rate, method in rates.items() if (found := method.under(profile))}
         if len(shown) < 2:
-            return Measured(NO_EFFECT, profile, reason=f"{metric.adapter} ran at one learning rate")
+            return MeasuredEffect(NO_EFFECT, profile, reason=f"{metric.adapter} ran at one learning rate")
         for method in shown.values():
             _check_comparable(entry, place, {metric: method})
         estimates[metric], chosen = _best(entry, metric, place, shown)
@@ -252,23 +252,23 @@ def _at_best_rates(entry: ClaimEntry, place: ClaimScope, profile: str, evidence:
     chosen_at = f"each at its best lr, chosen on the other half of the seeds ({'; '.join(parts)})"
     compared = ", ".join(filter(None, [fill(entry.compared, place), chosen_at]))
     effect = entry.parsed.effect(estimates.__getitem__)
-    return Measured(effect, profile, compared, widening=widening(choices))
+    return MeasuredEffect(effect, profile, compared, widening=widening(choices))
 
 
 def _at_equal_learning(
     entry: ClaimEntry, place: ClaimScope, profile: str, methods: Mapping[Metric, Method]
-) -> Measured:
+) -> MeasuredEffect:
     """Compare what two adapters kept of the probes, or of one task, at equal learning: in one stage, or on average."""
     one, other = methods
     if profile != (drawn := methods[one].first.manifest.curve_profile):
-        return Measured(NO_EFFECT, profile, reason=f"learning curves are made under the profile {drawn}")
+        return MeasuredEffect(NO_EFFECT, profile, reason=f"learning curves are made under the profile {drawn}")
     tasks = [task] if (task := _task(one, place)) else methods[one].first.probes if one.name == "probe_change" else None
     if tasks is not None and not tasks:
-        return Measured(NO_EFFECT, profile, reason="the suite has no probes")
+        return MeasuredEffect(NO_EFFECT, profile, reason="the suite has no probes")
     stage = methods[one].branch_stage if entry.scope.stage == "branch" else entry.scope.last
     found = at_equal_learning_of(methods[other], methods[one], tasks, stage)
     if found is None or found.obstacle:
-        return Measured(
+        return MeasuredEffect(
             NO_EFFECT, profile, reason=NO_CURVES if found is None else found.obstacle.removeprefix("not comparable: ")
         )
     sides = {one: found.kept.other, other: found.kept.base}
@@ -277,7 +277,7 @@ def _at_equal_learning(
     compared = ", ".join(
         filter(None, [fill(entry.compared, place), branch, seeds * (len(found.kept.common) < found.kept.seeds)])
     )
-    return Measured(entry.parsed.effect(sides.__getitem__), profile, compared)
+    return MeasuredEffect(entry.parsed.effect(sides.__getitem__), profile, compared)
 
 
 def _branch(method: Method) -> str:

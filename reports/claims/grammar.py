@@ -99,7 +99,9 @@ def _check(node: ast.expr) -> None:
             _check(operand)
         case ast.Constant(value=int(number) | float(number)) if not isinstance(number, bool):
             if not abs(number) <= LARGEST:
-                raise ValueError(f"the number {ast.unparse(node)[:30]} is larger than {LARGEST:g}")
+                raise ValueError(
+                    f"the number {ast.unparse(node)[:30]} is larger than {LARGEST:g}; give one such as 0.5"
+                )
         case ast.Call():
             _metric(node)
         case _:

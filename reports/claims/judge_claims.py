@@ -11,26 +11,26 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
+from typing import NamedTuple
 
 from harness.errors import ConfigError
 from harness.stats.claim_verdicts import (
     DIFFERENT,
-    LEVEL,
     NO_VERDICT,
     NOT_RESOLVED,
     NOT_TESTABLE,
-    SEEDS,
     gate,
     judge,
     p_of,
 )
 from harness.stats.intervals import NOTHING, Interval, t_interval
-from harness.stats.looks import level_at
+from harness.stats.looks import ALPHA, FEWEST_SEEDS, level_at
 from harness.stats.paired import over_items
 from harness.stats.two_way import two_way_interval
 from reports.claims.claim_file import ClaimEntry, ClaimFile, claim_metrics
-from reports.claims.evidence import ClaimScope, Evidence, Measured, count_seeds, measure_effect
+from reports.claims.evidence import ClaimScope, Evidence, MeasuredEffect, count_seeds, measure_effect
 from reports.claims.planned_looks import find_looks
+from reports.data.methods import Method, by_setting
 from reports.formatting import format_count
 
 EXPLORATORY = "exploratory"
@@ -65,6 +65,27 @@ class Verdict:
     def primary(self) -> bool:
         """Whether the row is part of the sequence that is tested."""
         return self.verdict != EXPLORATORY
+
+
+class JudgedSetting(NamedTuple):
+    """A suite and an order, with the verdicts on claims that are judged on its methods alone."""
+
+    suite: str
+    order: str
+    evidence: Evidence
+    verdicts: list[Verdict]
+
+
+def judge_by_setting(files: Sequence[ClaimFile], methods: Sequence[Method]) -> list[JudgedSetting]:
+    """Return the verdicts by suite and order, since a claim names a method by its adapter and its start alone.
+
+    Primary claims are tested in the first of them, once.
+    """
+    judged: list[JudgedSetting] = []
+    for (suite, order), found in by_setting(methods).items():
+        evidence = Evidence(found)
+        judged.append(JudgedSetting(suite, order, evidence, judge_claims(files, evidence, primary=not judged)))
+    return judged
 
 
 def judge_claims(
@@ -102,7 +123,7 @@ def _rows(file: ClaimFile, entry: ClaimEntry, evidence: Evidence) -> Iterator[Ve
         yield _measured(entry, place, found, count_seeds(entry, place, evidence, found.estimate))
 
 
-def _measured(entry: ClaimEntry, place: ClaimScope, found: Measured, looked: int) -> Verdict:
+def _measured(entry: ClaimEntry, place: ClaimScope, found: MeasuredEffect, looked: int) -> Verdict:
     row = Verdict(entry, place, reason=found.reason, compared=found.compared, profile=found.profile, looked=looked)
     if not found.estimate.by_seed:
         return replace(row, reason=found.reason or "no seed has all the scores that it compares")
@@ -119,10 +140,10 @@ def _measured(entry: ClaimEntry, place: ClaimScope, found: Measured, looked: int
 
 def _decide(row: Verdict, looks: Sequence[int]) -> Verdict:
     """Return a row with the verdict that it has without the other rows of its sequence."""
-    if row.reason or row.effect.seeds < SEEDS:
-        return replace(row, verdict=NOT_TESTABLE, reason=row.reason or f"fewer than {SEEDS} seeds")
+    if row.reason or row.effect.seeds < FEWEST_SEEDS:
+        return replace(row, verdict=NOT_TESTABLE, reason=row.reason or f"fewer than {FEWEST_SEEDS} seeds")
     entry, level = row.entry, level_at(row.looked, looks)
-    alone, verdict = (judge(row.effect, entry.parsed.sign, entry.smallest, entry.zone, each) for each in (LEVEL, level))
+    alone, verdict = (judge(row.effect, entry.parsed.sign, entry.smallest, entry.zone, each) for each in (ALPHA, level))
     row = replace(row, verdict=verdict, level=level)
     if verdict == NO_VERDICT:
         return replace(row, reason=_no_look(row.looked, looks))

@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from harness.rundir.reader import RunDir
-from harness.stats.claim_verdicts import LEVEL, SEEDS
-from harness.stats.looks import look_levels
+from harness.stats.looks import ALPHA, FEWEST_SEEDS, look_levels
 from reports.claims.claim_file import ClaimFile
 from reports.formatting import format_count
 
@@ -29,7 +28,7 @@ def find_looks(file: ClaimFile, runs: Sequence[RunDir], planned: Sequence[int] =
     ]
     plans += [(run.manifest.made.created, run.manifest.looks) for run in judged]
     known = [looks for looks in (*(looks for _, looks in sorted(plans)), tuple(planned)) if looks]
-    return next((looks for looks in known if looks[-1] >= SEEDS), known[0] if known else ())
+    return next((looks for looks in known if looks[-1] >= FEWEST_SEEDS), known[0] if known else ())
 
 
 def describe_looks(file: ClaimFile, runs: Sequence[RunDir], planned: Sequence[int] = ()) -> str:
@@ -37,24 +36,23 @@ def describe_looks(file: ClaimFile, runs: Sequence[RunDir], planned: Sequence[in
     looks, seeds = find_looks(file, runs, planned), len({run.seed for run in judged_runs(file, runs)})
     if not looks:
         return (
-            f"These runs record no planned looks, so each claim is tested at {100 * LEVEL:g} % at the seeds that there are; a "
+            f"These runs record no planned looks, so each claim is tested at {100 * ALPHA:g} % at the seeds that there are; a "
             "test after every further seed would err more often."
         )
-    beyond = f" Seeds added after the look at {looks[-1]} are exploratory: they give no new {100 * LEVEL:g} %."
+    beyond = f" Seeds added after the look at {looks[-1]} are exploratory: they give no new {100 * ALPHA:g} %."
     return f"{list_looks(looks)}{beyond if seeds > looks[-1] else ''}"
 
 
 def list_looks(looks: Sequence[int]) -> str:
     """Return a sentence on looks that are planned, with the level of each, or on what a verdict needs."""
-    if looks[-1] < SEEDS:
-        return (
-            f"{format_count(looks[-1], 'seed')} planned, and a verdict needs {SEEDS}: plan more as `seeds` or `looks`."
-        )
+    if looks[-1] < FEWEST_SEEDS:
+        few = format_count(looks[-1], "seed")
+        return f"{few} planned, and a verdict needs {FEWEST_SEEDS}: plan more as `seeds` or `looks`."
     if len(looks) == 1:
-        return f"Claims are judged once, at {looks[0]} seeds, at {100 * LEVEL:g} %."
+        return f"Claims are judged once, at {looks[0]} seeds, at {100 * ALPHA:g} %."
     levels = [f"{n} seeds ({100 * level:.2g} %)" for n, level in zip(looks, look_levels(tuple(looks)), strict=True)]
     return (
-        f"Claims are judged at {', '.join(levels)}: two-sided levels by {RULE_OF_LOOKS}, which spends {100 * LEVEL:g} % over "
+        f"Claims are judged at {', '.join(levels)}: two-sided levels by {RULE_OF_LOOKS}, which spends {100 * ALPHA:g} % over "
         "all looks."
     )
 

@@ -11,14 +11,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from harness.stats.claim_verdicts import EQUIVALENT, NOT_RESOLVED, NOT_TESTABLE, SEEDS, p_equivalent
+from harness.stats.claim_verdicts import EQUIVALENT, NOT_RESOLVED, NOT_TESTABLE, p_equivalent
 from harness.stats.intervals import Interval, has_width
+from harness.stats.looks import FEWEST_SEEDS
 from reports.claims.claim_file import ClaimEntry, ClaimFile
 from reports.claims.evidence import ClaimScope, fill
 from reports.claims.judge_claims import EXPLORATORY, Verdict
-from reports.compare.render_comparison import latex_table, markdown_table
 from reports.data.csv_text import to_csv_text
 from reports.document.blocks import Grid
+from reports.document.text_tables import latex_table, markdown_table
 from reports.formatting import (
     format_bounds,
     format_count,
@@ -38,7 +39,7 @@ RULE = (
     "showed a difference (a fixed sequence), so that all of them together err at 5 %. Tests are at the level of the look. "
     "Supported: the effect is larger than the smallest one of interest, in the claimed direction. Contradicted: it is "
     "smaller. Equivalent: two one-sided tests show that it lies within the margin. Not resolved: no test shows anything. "
-    f"Not testable: these runs cannot test the claim, for example with fewer than {SEEDS} seeds. No verdict: "
+    f"Not testable: these runs cannot test the claim, for example with fewer than {FEWEST_SEEDS} seeds. No verdict: "
     "no look was planned at this number of seeds. All other rows are exploratory: among many intervals, some exclude zero "
     "by chance. Where there are several starts, the first one is primary. The seeds of a suite share its teacher, its "
     "training records and its test items, so verdicts hold for this teacher and these records."

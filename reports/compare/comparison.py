@@ -123,8 +123,10 @@ class Comparison:
             return []
         compared = [figure for figure in FIGURES.values() if figure.compared]
         rows = [row for figure in compared if (row := self.average(method, figure))]
-        entropy = self._entropy(method) if self.base.on_policy and method.on_policy else []
-        sampled = self._calibration(method)
+        sides = (self.base, method)
+        trained = [Estimate(each.training(ENTROPY, self.last(each))) for each in sides if each.on_policy]
+        entropy = self._row_of(method, ENTROPY, *trained) if len(trained) == 2 else []
+        sampled = self._row_of(method, CALIBRATION, *(calibration(each, self.last(each)) for each in sides))
         kept = mean_of_stages(self._stage_pairs(method))
         return [*rows, *entropy, *sampled, *([self._kept(method, kept, AVERAGE)] if kept else [])]
 
@@ -177,33 +179,18 @@ class Comparison:
             found = compare_groups(*(each.sides(figure, given, self.last(each)) for each in (self.base, method)))
         return ComparisonRow(figure, task, self.base.name, method.name, found, noise=noise_of_pairs(pairs))
 
-    def _entropy(self, method: Method) -> list[ComparisonRow]:
-        ours, theirs = (each.training(ENTROPY, self.last(each)) for each in (self.base, method))
-        paired = [(one, other) for one, other in self.seeds(method) if one in ours and other in theirs]
-        if self.pairs_seeds(method):
-            base = Estimate({one: ours[one] for one, _ in paired})
-            found = compare_estimates(base, Estimate({one: theirs[other] for one, other in paired}))
-        else:
-            found = compare_unpaired(Estimate(ours), Estimate(theirs))
-        return [ComparisonRow(ENTROPY, "", self.base.name, method.name, found)] if paired else []
-
-    def _calibration(self, method: Method) -> list[ComparisonRow]:
-        ours, theirs = (calibration(each, self.last(each)) for each in (self.base, method))
-        if not self.pairs_seeds(method):
-            both = ours.by_seed and theirs.by_seed
-            return (
-                [ComparisonRow(CALIBRATION, "", self.base.name, method.name, compare_unpaired(ours, theirs))]
-                if both
-                else []
-            )
+    def _row_of(self, method: Method, quantity: Quantity, ours: Estimate, theirs: Estimate) -> list[ComparisonRow]:
+        """Return the row of a quantity from the estimates of baseline and method; none where they cannot be compared."""
         paired = [(one, other) for one, other in self.seeds(method) if one in ours.by_seed and other in theirs.by_seed]
-        base, other = ours.of_seeds([one for one, _ in paired]), theirs.of_seeds([other for _, other in paired])
-        other = Estimate(dict(zip(base.by_seed, other.by_seed.values(), strict=True)), other.items)
-        return (
-            [ComparisonRow(CALIBRATION, "", self.base.name, method.name, compare_estimates(base, other))]
-            if paired
-            else []
-        )
+        if not self.pairs_seeds(method):
+            found = compare_unpaired(ours, theirs) if ours.by_seed and theirs.by_seed else None
+        elif paired:
+            base, other = ours.of_seeds([one for one, _ in paired]), theirs.of_seeds([other for _, other in paired])
+            other = Estimate(dict(zip(base.by_seed, other.by_seed.values(), strict=True)), other.items)
+            found = compare_estimates(base, other)
+        else:
+            found = None
+        return [ComparisonRow(quantity, "", self.base.name, method.name, found)] if found else []
 
     def _stage_pairs(self, method: Method) -> list[StagePair]:
         last = min(self.last(self.base), self.last(method))
@@ -273,7 +260,7 @@ def graded_by(methods: Sequence[Method]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Stages:
+class StageComparison:
     """Compare each method's scores after two stages, on the same items: what the stages in between changed."""
 
     methods: Sequence[Method]
@@ -320,4 +307,4 @@ def _check_tasks(methods: Sequence[Method], tasks: Sequence[str]) -> None:
 def _check_stage(methods: Sequence[Method], stage: int) -> None:
     fewest = min(len(method.first.stages) for method in methods)
     if not 0 <= stage <= fewest:
-        raise RunError(f"--stage {stage}: the runs have the stages 0 (the start) to {fewest}")
+        raise RunError(f"--stage {stage}: the runs have the stages 0 (the start) to {fewest}; name one of these")

@@ -11,24 +11,20 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from harness.stats.continual import ACCURACY, BACKWARD, FORGETTING, LEARNING
-from harness.stats.intervals import Interval, has_width, resolved
+from harness.stats.intervals import has_width, reverses
 from harness.stats.learning.matching import MATCHED
 from reports.compare.comparison import OTHER_LEARNING, OTHER_TASKS, Comparison, same_tasks
 from reports.compare.final_scores import describe_against_start, format_bracket
 from reports.compare.rows import ComparisonRow
 from reports.data.frames import Frames
-from reports.data.methods import Method, methods_of
+from reports.data.methods import Method, by_start, methods_of
 from reports.data.setting_differences import describe_unlike
 from reports.formatting import format_count, format_percent
 
 
 def headline(frames: Frames) -> list[str]:
     """Return one sentence per method, against the first of its suite, order and start that is not a control."""
-    groups: dict[tuple[str, str, str], list[Method]] = {}
-    for method in methods_of(frames):
-        if not method.control:
-            run = method.first
-            groups.setdefault((run.suite, run.order, run.start), []).append(method)
+    groups = by_start(method for method in methods_of(frames) if not method.control)
     return [sentence for methods in groups.values() for sentence in headline_of(methods)]
 
 
@@ -99,13 +95,9 @@ def _reversals(compared: Comparison, other: Method) -> str:
                 each.average(each.methods[-1], figure)
                 for each in (replace(compared, methods=[compared.base, other]), there)
             ]
-            if rows[0] and rows[1] and _reversed(rows[0].difference.interval, rows[1].difference.interval):
+            if rows[0] and rows[1] and reverses(rows[0].difference.interval, rows[1].difference.interval, 1):
                 found.append(f"under {profile} decoding it {verb} {_amount(rows[1])}")
     return f" The sign reverses: {'; '.join(found)}." if found else ""
-
-
-def _reversed(here: Interval, there: Interval) -> bool:
-    return here.mean * there.mean < 0 and (resolved(here, 1) or resolved(there, 1))
 
 
 def _amount(row: ComparisonRow, *, unit: bool = True) -> str:

@@ -6,7 +6,6 @@ Differences are in percentage points (entropy: nats).
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -17,11 +16,13 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from harness.stats.looks import ALPHA
 from harness.stats.paired import Difference
-from reports.compare.comparison import Comparison, Stages
+from reports.compare.comparison import Comparison, StageComparison
 from reports.compare.rows import AVERAGE, ComparisonRow, comparison_table, comparison_table_by_seed
 from reports.data.csv_text import to_csv_text
 from reports.document.rendering import escape_markdown
+from reports.document.text_tables import latex_table, markdown_table
 from reports.formatting import (
     format_bounds,
     format_nats,
@@ -32,34 +33,31 @@ from reports.formatting import (
     shorten_names,
 )
 
-LATEX = {"<": "$<$", "−": "$-$", "–": "--", "\u00a0": "~", "×": r"$\times$"}
-SPECIAL = {character: f"\\{character}" for character in "&%$#_{}"} | {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-}
 ON_A_PAGE = ["difference", "over seeds", "p, Holm"]
 LATEX_NOTE = (
     "Scores in %, differences in points, entropy in nats. Brackets: 95 % t interval over seeds of the paired "
     "difference. p: the larger one of the t test over seeds and the test for another seed and other items, after Holm."
 )
-SIGNIFICANT = 0.05
 FORMATS = ("markdown", "csv", "latex")
-READING = (
-    "95 %: the interval for another seed and other items of the same kind, from the variances by seed, by item and by both. "
-    "Over seeds: the interval for another seed on the same items. Over items: the interval for other items with the same "
-    "seeds. With one seed the interval is over items alone and says nothing about other seeds. Items of one cluster "
-    "(phrasings of one question) count together. p: the test that the interval inverts or, where its p is larger, the t test "
-    "over seeds, adjusted after Holm over a figure's tasks and all methods compared. Lost: items that are right for the "
-    "baseline (or the earlier stage) and not for the method (or the later stage); gained: the reverse; both added over "
-    "seeds. An item with several answers is right where all of them are. sd: standard deviation of one seed's difference due "
-    "to seeds, and due to items. Detects: the smallest difference for which the interval excludes zero in 80 % of repeats. "
-    "Kept at equal learning: how the first stage's task and the probes changed since a stage began, averaged over the "
-    "learning that both methods reach on their learning curves."
-)
+READING = {
+    "95 %": "the interval for another seed and other items of the same kind, from the variances by seed, by item and by both; "
+    "with one seed it is over items alone and says nothing about other seeds.",
+    "Over seeds": "the interval for another seed on the same items.",
+    "Over items": "the interval for other items with the same seeds; items of one cluster (phrasings of one question) count "
+    "together.",
+    "p": "the test that the interval inverts or, where its p is larger, the t test over seeds, adjusted after Holm over a "
+    "figure's tasks and all methods compared.",
+    "Lost": "items that are right for the baseline (or the earlier stage) and not for the method (or the later stage), added "
+    "over seeds; an item with several answers is right where all of them are.",
+    "Gained": "the reverse.",
+    "sd": "standard deviation of one seed's difference due to seeds, and due to items.",
+    "Detects": "the smallest difference for which the interval excludes zero in 80 % of repeats.",
+    "Kept at equal learning": "how the first stage's task and the probes changed since a stage began, averaged over the "
+    "learning that both methods reach on their learning curves.",
+}
 
 
-def tables(compared: Comparison | Stages) -> Iterator[tuple[str, pd.DataFrame]]:
+def method_tables(compared: Comparison | StageComparison) -> Iterator[tuple[str, pd.DataFrame]]:
     """Yield each method's title and table of texts, in the order given; empty columns are left out."""
     for names in _pairs(compared):
         table = pd.DataFrame([_texts(row) for row in compared.rows if (row.base, row.other) == names])
@@ -67,7 +65,7 @@ def tables(compared: Comparison | Stages) -> Iterator[tuple[str, pd.DataFrame]]:
         yield f"{names[1]} minus {names[0]}", table.loc[:, filled]
 
 
-def print_comparison(console: Console, compared: Comparison | Stages) -> None:
+def print_comparison(console: Console, compared: Comparison | StageComparison) -> None:
     """Print the tables and notes; rows whose p is at most 5 % after Holm's adjustment are bold."""
     for names in _pairs(compared):
         rows = [row for row in compared.rows if (row.base, row.other) == names]
@@ -76,13 +74,13 @@ def print_comparison(console: Console, compared: Comparison | Stages) -> None:
         console.print(f"[yellow]{escape(note)}[/yellow]", highlight=False)
 
 
-def write_comparison(compared: Comparison | Stages, folder: Path, sentences: Sequence[str] = ()) -> list[Path]:
+def write_comparison(compared: Comparison | StageComparison, folder: Path, sentences: Sequence[str] = ()) -> list[Path]:
     """Write compare.md, compare.tex (booktabs), compare.csv and compare_by_seed.csv below `folder`; return the files."""
     folder.mkdir(parents=True, exist_ok=True)
     texts = {
-        "compare.md": markdown(compared, sentences),
-        "compare.tex": latex(compared),
-        "compare.csv": csv(compared),
+        "compare.md": to_markdown(compared, sentences),
+        "compare.tex": to_latex(compared),
+        "compare.csv": to_csv(compared),
         "compare_by_seed.csv": to_csv_text(comparison_table_by_seed(compared.rows)),
     }
     for name, text in texts.items():
@@ -90,61 +88,39 @@ def write_comparison(compared: Comparison | Stages, folder: Path, sentences: Seq
     return [folder / name for name in texts]
 
 
-def render_comparison(compared: Comparison | Stages, kind: str, sentences: Sequence[str] = ()) -> str:
+def render_comparison(compared: Comparison | StageComparison, kind: str, sentences: Sequence[str] = ()) -> str:
     """Return the comparison in one of FORMATS."""
     if kind == "markdown":
-        return markdown(compared, sentences)
-    return csv(compared) if kind == "csv" else latex(compared)
+        return to_markdown(compared, sentences)
+    return to_csv(compared) if kind == "csv" else to_latex(compared)
 
 
-def markdown(compared: Comparison | Stages, sentences: Sequence[str] = ()) -> str:
+def to_markdown(compared: Comparison | StageComparison, sentences: Sequence[str] = ()) -> str:
     """Return the sentences, tables, how to read them, and notes as Markdown."""
     parts = [escape_markdown(sentence) for sentence in sentences]
-    for title, table in tables(compared):
+    for title, table in method_tables(compared):
         parts += [f"## {escape_markdown(title)}", markdown_table(table)]
-    return "\n\n".join([*parts, READING, *map(escape_markdown, compared.notes())]) + "\n"
+    reading = "\n".join(f"- {term}: {meaning}" for term, meaning in READING.items())
+    return "\n\n".join([*parts, reading, *map(escape_markdown, compared.notes())]) + "\n"
 
 
-def markdown_table(table: pd.DataFrame) -> str:
-    """Return a table of texts as Markdown, all markup escaped, the first column aligned left and the others right."""
-    align = ["left", *["right"] * (table.shape[1] - 1)]
-    escaped = table.map(escape_markdown).rename(columns=escape_markdown)
-    return escaped.to_markdown(index=False, disable_numparse=True, colalign=align)
-
-
-def latex(compared: Comparison | Stages) -> str:
+def to_latex(compared: Comparison | StageComparison) -> str:
     """Return one LaTeX table per method with the columns that fit a page; it needs the package booktabs only."""
     shown = [
         (title, table.loc[:, [*table.columns[:3], *table.columns.intersection(ON_A_PAGE)]])
-        for title, table in tables(compared)
+        for title, table in method_tables(compared)
     ]
     return "% Put \\usepackage{booktabs} into the preamble.\n" + "\n".join(
         latex_table(table, title, LATEX_NOTE) for title, table in shown
     )
 
 
-def latex_table(table: pd.DataFrame, title: str, note: str = "") -> str:
-    """Return a table of texts as LaTeX with caption, label and a note, in characters that pdflatex has."""
-    form = "l" + "r" * (table.shape[1] - 1)
-    label = f"tab:{re.sub(r'[^a-z0-9]+', '-', title.lower()).strip('-')}"
-    text = table.to_latex(
-        index=False, escape=True, column_format=form, caption=escape_latex(title), label=label, position="tbp"
-    )
-    if note:
-        text = text.replace(
-            "\\end{table}", f"\\par\\smallskip{{\\footnotesize {escape_latex(note)}\\par}}\n\\end{{table}}"
-        )
-    for sign, command in LATEX.items():
-        text = text.replace(sign, command)
-    return text
-
-
-def csv(compared: Comparison | Stages) -> str:
+def to_csv(compared: Comparison | StageComparison) -> str:
     """Return every figure in full precision, one line per row."""
     return to_csv_text(comparison_table(compared.rows))
 
 
-def _pairs(compared: Comparison | Stages) -> list[tuple[str, str]]:
+def _pairs(compared: Comparison | StageComparison) -> list[tuple[str, str]]:
     return list(dict.fromkeys((row.base, row.other) for row in compared.rows))
 
 
@@ -178,11 +154,6 @@ def _items(found: Difference) -> str:
     return f"{found.item_count}{f' ({independent} independent)' if independent < found.item_count else ''}"
 
 
-def escape_latex(text: str) -> str:
-    """Return a text with LaTeX's special characters escaped."""
-    return "".join(SPECIAL.get(character, character) for character in text)
-
-
 def _terminal(title: str, rows: Sequence[ComparisonRow]) -> Table:
     """Draw a table of two lines a row, so that it fits 80 columns; its header says which is which."""
     table = Table(title=Text(f"{title}, in points"), title_justify="left", box=box.SIMPLE, padding=(0, 1))
@@ -203,5 +174,5 @@ def _terminal(title: str, rows: Sequence[ComparisonRow]) -> Table:
         unit = "nats" if row.quantity.unit == "nats" else ""
         stacked = [f"{cells[above]}\n{cells[below]}" for above, below in lines]
         title = f"{row.quantity.short}\n{short.get(row.task, unit)}"
-        table.add_row(*map(Text, (title, *stacked)), style="bold" if row.adjusted <= SIGNIFICANT else "")
+        table.add_row(*map(Text, (title, *stacked)), style="bold" if row.adjusted <= ALPHA else "")
     return table

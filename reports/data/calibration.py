@@ -6,7 +6,7 @@ scores lower where its policy is sampled, so this figure is shown next to entrop
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import pandas as pd
@@ -14,8 +14,7 @@ import pandas as pd
 from harness.stats.continual import LEARNING
 from harness.stats.estimates import Estimate
 from harness.stats.two_way import two_way_interval
-from reports.data.frames import Frames
-from reports.data.methods import ENTROPY, Method, methods_of
+from reports.data.methods import ENTROPY, Method
 
 
 class ProfileFigure(NamedTuple):
@@ -47,10 +46,10 @@ def calibration(method: Method, stage: int | None = None) -> Estimate:
     return policy.estimate(LEARNING, stage=stage) - greedy.estimate(LEARNING, stage=stage)
 
 
-def calibration_table(frames: Frames) -> pd.DataFrame:
+def calibration_table(methods: Iterable[Method]) -> pd.DataFrame:
     """Return a row per method that trains: mean entropy in training and calibration, intervals; empty without profiles."""
     rows = []
-    for method in methods_of(frames):
+    for method in methods:
         found = calibration(method)
         if found.by_seed and not method.control:
             interval = two_way_interval(found.finite()).of_unit(CALIBRATION.unit)

@@ -107,7 +107,7 @@ def outcome_rows(cell: CellRef) -> pd.DataFrame:
     return answers.assign(last=len(cell.run.stages), own_stage=own)
 
 
-def placed(found: Sequence[tuple[CellRef, pd.DataFrame]]) -> pd.DataFrame:
+def place_rows(found: Sequence[tuple[CellRef, pd.DataFrame]]) -> pd.DataFrame:
     """Concatenate the rows of cells, each row with its run, stage and task."""
     places = pd.DataFrame([place_of(cell) for cell, _ in found])
     repeated = places.take(np.repeat(np.arange(len(found)), [len(rows) for _, rows in found])).reset_index(drop=True)

@@ -20,7 +20,7 @@ from harness.errors import RunError
 from harness.rundir.integrity import Fault, refuse_changed
 from harness.rundir.reader import IDENTITY, RunDir, find_runs, identity, read_parquet
 from harness.rundir.records.overlap_record import Overlap, Unlisted
-from reports.data.cells import CellRef, cells_of, independent_items, outcome_rows, place_of, placed, score_row
+from reports.data.cells import CellRef, cells_of, independent_items, outcome_rows, place_of, place_rows, score_row
 from reports.data.drift_frames import drift_frame, noise_frame
 from reports.data.repair_hints import describe_cell, what_differs
 
@@ -59,8 +59,7 @@ class Frames:
     @cached_property
     def labelled(self) -> list[tuple[RunDir, str]]:
         """Each run with the label of its group."""
-        varying = [key for key in ("suite", "order", "start") if len({getattr(run, key) for run in self.runs}) > 1]
-        return [(run, ", ".join([run.adapter, *(getattr(run, key) or "-" for key in varying)])) for run in self.runs]
+        return list(zip(self.runs, labels_of(self.runs), strict=True))
 
     @cached_property
     def overlap(self) -> Overlap | None:
@@ -155,7 +154,7 @@ class Frames:
             raise RunError(f"No stored answers on {task!r}; expected samples.parquet in a stage's eval folder.")
         if items is not None:
             found = [(cell, rows[rows["item_id"].isin(items)]) for cell, rows in found]
-        return placed(found)
+        return place_rows(found)
 
     @property
     def answered_tasks(self) -> list[str]:
@@ -170,7 +169,7 @@ class Frames:
         """
         found = [(cell, outcome_rows(cell)) for cell in self._answered]
         keys = [*IDENTITY, "stage", "task", "item_id", "outcome", "last", "own_stage"]
-        return placed(found)[keys] if found else pd.DataFrame(columns=pd.Index(keys))
+        return place_rows(found)[keys] if found else pd.DataFrame(columns=pd.Index(keys))
 
     @cached_property
     def choices(self) -> dict[str, float]:
@@ -205,6 +204,12 @@ class Frames:
     @cached_property
     def _cells(self) -> list[CellRef]:
         return [cell for run, label in self.labelled for cell in cells_of(run, label, self.profile, self.grader)]
+
+
+def labels_of(runs: Sequence[RunDir]) -> list[str]:
+    """Return each run's adapter, with its suite, order and start where these differ between the runs."""
+    varying = [key for key in ("suite", "order", "start") if len({getattr(run, key) for run in runs}) > 1]
+    return [", ".join([run.adapter, *(getattr(run, key) or "-" for key in varying)]) for run in runs]
 
 
 def load_frames(paths: Iterable[Path], grader: str = "") -> Frames:

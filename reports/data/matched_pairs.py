@@ -17,7 +17,7 @@ from harness.stats.learning.matching import how_matched
 from harness.stats.score_matrix import Figure
 from harness.stats.two_way import two_way_interval, unpaired_interval
 from reports.data.frames import Frames
-from reports.data.methods import Method, different_starts, methods_of
+from reports.data.methods import Method, by_start, different_starts, methods_of
 
 SINGLE = "one seed"
 FEW = 4  # up to so many methods, every pair is compared; of more, each is compared with one
@@ -47,18 +47,12 @@ def compared_labels(frames: Frames) -> Iterator[tuple[str, str]]:
 
     Of more than FEW methods, each is compared with the first one whose kind is OPD, or else with the first one.
     """
-    settings: dict[tuple[str, str, str], list[str]] = {}
-    kinds = {label: run.manifest.kind for run, label in frames.labelled}
-    for run, label in frames.labelled:
-        group = settings.setdefault((run.suite, run.order, run.start), [])
-        if not run.manifest.control and label not in group:
-            group.append(label)
-    for labels in filter(None, settings.values()):
-        if len(labels) <= FEW:
-            yield from ((later, earlier) for earlier, later in combinations(labels, 2))
+    for methods in by_start(method for method in methods_of(frames) if not method.control).values():
+        if len(methods) <= FEW:
+            yield from ((later.name, earlier.name) for earlier, later in combinations(methods, 2))
         else:
-            first = next((label for label in labels if kinds[label] == "opd"), labels[0])
-            yield from ((label, first) for label in labels if label != first)
+            first = next((method for method in methods if method.first.manifest.kind == "opd"), methods[0])
+            yield from ((method.name, first.name) for method in methods if method is not first)
 
 
 def _row(one: Method, other: Method) -> dict[str, object]:

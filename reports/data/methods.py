@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import takewhile
@@ -13,11 +13,9 @@ from harness.errors import RunError
 from harness.rundir.reader import RunDir, find_runs
 from harness.stats.estimates import Estimate
 from harness.stats.score_matrix import Figure
-from reports.data.frames import Frames, load_frames
+from reports.data.frames import Frames, labels_of, load_frames
 from reports.data.paired_cells import estimate_of
 from reports.data.run_scores import RunScores, Side
-
-VARYING = ("suite", "order", "start")
 
 
 class TrainingFigure(NamedTuple):
@@ -177,6 +175,14 @@ def by_setting(methods: Sequence[Method]) -> dict[tuple[str, str], list[Method]]
     return settings
 
 
+def by_start(methods: Iterable[Method]) -> dict[tuple[str, str, str], list[Method]]:
+    """Group methods by suite, order and start: those of one group are compared with each other."""
+    starts: dict[tuple[str, str, str], list[Method]] = {}
+    for method in methods:
+        starts.setdefault((method.first.suite, method.first.order, method.first.start), []).append(method)
+    return starts
+
+
 def _groups(path: Path, order: str | None) -> list[list[RunDir]]:
     runs = find_runs([path])
     orders = list(dict.fromkeys(run.order for run in runs))
@@ -198,8 +204,7 @@ def _names(found: Sequence[tuple[Path, Sequence[RunDir]]]) -> list[str]:
     firsts = [group[0] for _, group in found]
     names = [run.adapter for run in firsts]
     if len(set(names)) < len(names):
-        varying = [key for key in VARYING if len({getattr(run, key) for run in firsts}) > 1]
-        names = [", ".join([run.adapter, *(getattr(run, key) or "-" for key in varying)]) for run in firsts]
+        names = labels_of(firsts)
     if len(set(names)) < len(names) and all(len(group) == 1 for _, group in found):
         names = [f"{name}, seed {run.seed}" for name, run in zip(names, firsts, strict=True)]
     if len(set(names)) < len(names):

@@ -13,7 +13,7 @@ from harness.config.run_spec import identity_of
 from harness.rundir.differences import find_differences
 from harness.rundir.reader import RunDir
 from reports.data.frames import Frames
-from reports.data.methods import Method, methods_of
+from reports.data.methods import Method, by_start, methods_of
 
 BUDGET = ("steps", "prompts_per_step", "num_generations", "max_new_tokens", "train_items")
 APART = ("name", "seed", "adapter", "training", "stages", "teacher", "evaluation")  # compared in other places
@@ -30,10 +30,7 @@ def describe_differences(one: Method, other: Method) -> list[str]:
 
 def differences_of_report(frames: Frames) -> list[str]:
     """Return these sentences for each method of a report, against the first of its suite, order and start; no controls."""
-    groups: dict[tuple[str, str, str], list[Method]] = {}
-    for method in methods_of(frames):
-        if not method.control:
-            groups.setdefault((method.first.suite, method.first.order, method.first.start), []).append(method)
+    groups = by_start(method for method in methods_of(frames) if not method.control)
     return [
         sentence
         for base, *others in groups.values()

@@ -34,25 +34,22 @@ def write_tables(frames: Frames, folder: Path, more: Mapping[str, pd.DataFrame] 
     """
     folder.mkdir(parents=True, exist_ok=True)
     tables = {
-        "scores": frames.scores,
-        "metrics": frames.metrics,
-        "retention": retention_table(frames.scores),
+        **_tables_of_profile(frames),
         "retention_wide": wide_retention_table(frames.scores),
-        "figures": figure_table(frames.scores),
         "figures_by_seed": figures_by_seed(frames.scores),
         "outcomes": outcomes_table(frames.scores),
         "cost": cost_table(frames),
         **more,
     }
     for profile in frames.profiles:
-        tables |= {f"{name}@{profile}": table for name, table in _profile_tables(frames.under(profile)).items()}
+        tables |= {f"{name}@{profile}": table for name, table in _tables_of_profile(frames.under(profile)).items()}
     for name, table in tables.items():
         text = to_csv_text(with_plain_columns(table).replace({"unit": {"%": "share", "points": "share"}}))
         (folder / f"{name}.csv").write_text(text, encoding="utf-8")
     return [folder / f"{name}.csv" for name in tables]
 
 
-def _profile_tables(frames: Frames) -> dict[str, pd.DataFrame]:
+def _tables_of_profile(frames: Frames) -> dict[str, pd.DataFrame]:
     return {
         "scores": frames.scores,
         "metrics": frames.metrics,

@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from reports.figures import style
 from reports.formatting import shorten_names
 
-SMOOTHING = 5
+SMOOTHING = 5  # steps of a rolling mean
 ACROSS = 4  # panels in a row, where each label has its own
 
 Looks = dict[str, dict[str, Any]]
@@ -44,11 +44,11 @@ def looks_of(table: pd.DataFrame) -> Looks:
     return {label: looks[label] for label in own}
 
 
-def smoothed(steps: pd.DataFrame, field: str, window: int = SMOOTHING) -> pd.DataFrame:
+def smooth(steps: pd.DataFrame, field: str) -> pd.DataFrame:
     """Return `field` per label and global step: smoothed within each run's stage, then mean and range of seeds."""
     steps = steps.sort_values("global_step")
     rolling = steps.groupby(["label", "seed", "stage"])[field].transform(
-        lambda values: values.rolling(window, center=True, min_periods=1).mean()
+        lambda values: values.rolling(SMOOTHING, center=True, min_periods=1).mean()
     )
     groups = steps.assign(value=rolling).groupby(["label", "stage", "global_step"], sort=False)["value"]
     return groups.agg(mean="mean", smallest="min", largest="max", seeds="count").reset_index()

@@ -26,7 +26,7 @@ def draw_drift(rows: pd.DataFrame) -> Figure:
     """
     rows = rows.dropna(subset=["kl_to_start", "forgot"])
     if rows.empty:
-        raise RunError("No evaluated stage has recorded its KL to the start.")
+        raise RunError("No evaluated stage has recorded its KL to the start; `evaluation.drift` records it.")
     looks = looks_of(rows)
     if len(looks) > style.MANY:
         return draw_drift_panels(rows)

@@ -32,7 +32,7 @@ def draw_factor(table: pd.DataFrame, title: str) -> Figure:
     values = sorted(table["value"].dropna().unique())
     known = [figure for figure in PANELS if figure in set(table.loc[table["value"].notna(), "figure"])]
     if not known:
-        raise RunError(f"No finished run varies {title}.")
+        raise RunError(f"No finished run varies {title}; `harness study` makes the missing runs.")
     entries = list(table["entry"].unique())
     looks = style.colours(entries)
     columns = min(2, len(known))

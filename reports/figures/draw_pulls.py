@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from harness.errors import RunError
 from reports.figures import style
-from reports.figures.curves import SMOOTHING, Looks, legend_above, line_with_band, looks_of, mark_stages, smoothed
+from reports.figures.curves import SMOOTHING, Looks, legend_above, line_with_band, looks_of, mark_stages, smooth
 from reports.figures.draw_training import draw_training_panels
 
 Lines = tuple[tuple[str, str, str], ...]
@@ -117,7 +117,7 @@ def _panel(
     With a `scale` of 100 the values are percentages.
     """
     for field, dashes, _ in lines:
-        for label, line in smoothed(steps, field).groupby("label", sort=False):
+        for label, line in smooth(steps, field).groupby("label", sort=False):
             look = {**looks[str(label)], "linestyle": dashes, "markevery": 0.1}
             line_with_band(axes, line["global_step"], line, look, scale)
     mark_stages(axes, steps, named=named)

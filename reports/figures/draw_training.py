@@ -24,7 +24,7 @@ from reports.figures.curves import (
     mark_stages,
     on_common_axes,
     panels,
-    smoothed,
+    smooth,
 )
 
 ENTROPY_TITLE = "Entropy in training"
@@ -43,8 +43,8 @@ def draw_training(
 ) -> Figure:
     """Return a field of the step log over training, one panel per suite and order, stages named and divided by lines.
 
-    Lines are means over seeds of a centred rolling mean of 5 steps within a stage, multiplied by `scale`; bands run from the
-    lowest to the highest seed. `unit` is the y label. More than `style.MANY` labels get a panel each, see
+    Lines are means over seeds of a centred rolling mean of SMOOTHING steps within a stage, multiplied by `scale`; bands run
+    from the lowest to the highest seed. `unit` is the y label. More than `style.MANY` labels get a panel each, see
     `draw_training_panels`. `shades` colours the labels from light to dark in their order. Raises RunError where no step has
     the field.
     """
@@ -71,7 +71,7 @@ def draw_training(
 
 
 def _curves_panel(axes: Axes, steps: pd.DataFrame, field: str, looks: Looks, scale: float) -> None:
-    for label, line in smoothed(steps, field).groupby("label", sort=False):
+    for label, line in smooth(steps, field).groupby("label", sort=False):
         line_with_band(axes, line["global_step"], line, looks[str(label)], scale=scale)
     axes.set_ylim(0, max(1.05 * axes.get_ylim()[1], 1e-6))
     mark_stages(axes, steps)
@@ -89,7 +89,7 @@ def draw_training_panels(
     looks, (unit, title) = looks_of(steps), heading
     first, main = style.reference(list(looks)), next(iter(fields))
     figure = Figure(figsize=(12, 1.6 * -(-len(looks) // ACROSS) + 1.2), layout="constrained")
-    lines = {field: dict(list(smoothed(steps, field).groupby("label"))) for field in fields}
+    lines = {field: dict(list(smooth(steps, field).groupby("label"))) for field in fields}
     behind = lines[main][first]
     shown = panels(figure, len(looks), ACROSS)
     for axes, label in zip(shown, looks, strict=True):
@@ -143,7 +143,7 @@ def draw_advantage(steps: pd.DataFrame) -> Figure:
 
 def _tails_panel(axes: Axes, steps: pd.DataFrame, colour: str) -> None:
     """Draw one label's bands and lines, on a scale that shows both tails."""
-    line = {q: smoothed(steps.dropna(subset=f"advantage_q{q}"), f"advantage_q{q}") for q in _quantiles(steps)}
+    line = {q: smooth(steps.dropna(subset=f"advantage_q{q}"), f"advantage_q{q}") for q in _quantiles(steps)}
     for low, high, alpha in (("05", "95", 0.2), ("25", "75", 0.4)):
         if {low, high} <= set(line):
             x = line[low]["global_step"]

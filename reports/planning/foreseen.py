@@ -10,11 +10,12 @@ from collections.abc import Iterator, Sequence
 
 from harness.stats.design import Design, detectable_difference
 from reports.claims.claim_file import ClaimFile
+from reports.formatting import format_effect
+from reports.planning import EFFECT
 from reports.planning.planned_runs import PlannedRuns
-from reports.planning.power_plan import format_effect, plan_all
+from reports.planning.power_plan import plan_all
 from reports.planning.shipped_priors import plan_from_priors, read_priors
 
-EFFECT = 3.0  # points; the default of `harness plan`
 FIGURES = {
     "learning_accuracy": "learning",
     "average_accuracy": "final accuracy",

@@ -29,7 +29,7 @@ WITHOUT_ITEMS = 2  # clusters of a quantity without items: any number gives the 
 
 
 @dataclass(frozen=True)
-class Planning:
+class PlanningBasis:
     """One claim at one place, with the variances and costs that its plan needs.
 
     `components` are variances of scores in 0..1. `design` is the size of the pilot. `items` is False where the effect is not a
@@ -71,7 +71,7 @@ class NoPlan:
 
 def plan_from_pilot(
     claims: Sequence[ProfiledClaim], methods: Sequence[Method], runs: PlannedRuns
-) -> Iterator[Planning | NoPlan]:
+) -> Iterator[PlanningBasis | NoPlan]:
     """Yield a planning basis for each claim at each of its places in the pilot, for the runs that are planned.
 
     A claim at the best learning rate has the variances of the pilot's own rate, and the hours of all rates.
@@ -87,7 +87,7 @@ def plan_from_pilot(
         found = list(places(entry, evidence))
         for place in found:
             planned = _from_pilot(own_rate, place, profile, evidence)
-            if isinstance(planned, Planning):
+            if isinstance(planned, PlanningBasis):
                 costs = replace(planned.costs, methods=runs.runs_per_seed(entry, planned_at))
                 seeds = runs.seeds(entry, planned_at) if planned_at else 0
                 planned = replace(planned, costs=costs, seeds=seeds or len(runs.base.seeds))
@@ -97,7 +97,7 @@ def plan_from_pilot(
             yield NoPlan(entry.name, f"the pilot has the starts {starts}, and the claim needs others")
 
 
-def _from_pilot(entry: ClaimEntry, place: ClaimScope, profile: str, evidence: Evidence) -> Planning | NoPlan:
+def _from_pilot(entry: ClaimEntry, place: ClaimScope, profile: str, evidence: Evidence) -> PlanningBasis | NoPlan:
     where = " ".join(part for part in (place.task, place.start, place.other) if part)
     name = f"{entry.name} {where}".strip()
     found = measure_effect(entry, place, profile, evidence)
@@ -117,14 +117,14 @@ def _from_pilot(entry: ClaimEntry, place: ClaimScope, profile: str, evidence: Ev
         components = Components(float(np.var(effect.values, ddof=1)), 0.0, 0.0)
         design = Design(len(effect.by_seed), WITHOUT_ITEMS)
         costs = _costs(involved, design)
-        planning = Planning(name, text, entry.unit, components, design, costs, "pilot", items=False)
+        planning = PlanningBasis(name, text, entry.unit, components, design, costs, "pilot", items=False)
         return replace(planning, **sizes)
     # Curves do not keep single answers, so their variance is part of seed by item.
     variance, answers = (0.0, 1) if entry.at == "equal_learning" else _answer_variance(entry, place, methods)
     components = estimate_components(table, variance, answers)
     design = Design(table.shape[0], table.shape[1], answers)
     costs = _costs(involved, design)
-    return replace(Planning(name, text, entry.unit, components, design, costs, "pilot"), **sizes)
+    return replace(PlanningBasis(name, text, entry.unit, components, design, costs, "pilot"), **sizes)
 
 
 def crossed_table(effect: Estimate) -> NDArray[np.float64] | None:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from harness.stats.design import (
-    ALPHA,
     Components,
     Design,
     PlannedDesign,
@@ -19,11 +18,12 @@ from harness.stats.design import (
     seed_variance_limits,
     smallest_margin,
 )
-from harness.stats.looks import level_at
+from harness.stats.looks import ALPHA, level_at
 from harness.stats.power import POWER
-from reports.planning.pilot import NoPlan, Planning
+from reports.formatting import format_effect, format_hours, format_seeds
+from reports.planning.pilot import NoPlan, PlanningBasis
 
-SEEDS = (3, 5, 10, 20)
+SEEDS_SHOWN = (3, 5, 10, 20)
 SHARES = (0.25, 0.5, 1, 2, 4)  # of the items that the pilot had
 ANSWERS = (1, 2, 4, 8, 16)
 MOST_DESIGNS = 3
@@ -63,7 +63,7 @@ class ClaimPlan:
     `alpha` is the level of its tests: that of the last look.
     """
 
-    subject: Planning
+    subject: PlanningBasis
     own: Design
     difference: Resolution
     equivalence: Resolution | None
@@ -98,12 +98,12 @@ class ClaimPlan:
         answers = f"{design.answers} answers" if design.answers > 1 else "one answer"
         more = f" on {design.clusters} items with {answers} each" if self.subject.items else ""
         between, pilot = format_seeds(wanted.seeds_between), self.subject.design.seeds
-        would = f"{design.seeds} seeds{more} would, in {show_hours(wanted.any_cost.hours)}"
+        would = f"{design.seeds} seeds{more} would, in {format_hours(wanted.any_cost.hours)}"
         return f"{would}; it may be {between}, because {pilot} seeds gave the variances"
 
 
 def plan_claim(
-    subject: Planning, effect: float, seeds: int, answers: int, hours: float = math.inf, looks: Sequence[int] = ()
+    subject: PlanningBasis, effect: float, seeds: int, answers: int, hours: float = math.inf, looks: Sequence[int] = ()
 ) -> ClaimPlan:
     """Return a claim's plan for a true difference of `effect`, in its unit, and a suite of `seeds` seeds.
 
@@ -126,7 +126,7 @@ def plan_claim(
             return found if equal else found + subject.smallest_effect
 
         own_power = math.nan if not size else power(own) if beyond > 0 else 0.0
-        plain = Resolution(size, own_power, smallest(own), {n: smallest(replace(own, seeds=n)) for n in SEEDS})
+        plain = Resolution(size, own_power, smallest(own), {n: smallest(replace(own, seeds=n)) for n in SEEDS_SHOWN})
         if not size or beyond <= 0:
             return plain
         designs = cheapest_designs(power, subject.costs, items, some_answers)
@@ -160,7 +160,7 @@ def power_curve_of(plan: ClaimPlan, most_hours: float) -> list[tuple[float, floa
 
 
 def plan_all(
-    subjects: Sequence[Planning | NoPlan],
+    subjects: Sequence[PlanningBasis | NoPlan],
     effect: float,
     hours: float = math.inf,
     looks: Sequence[int] = (),
@@ -174,21 +174,3 @@ def plan_all(
         wanted = effect if subject.unit == "points" else 0.0
         plans.append(plan_claim(subject, wanted, subject.seeds, subject.design.answers, hours, looks))
     return plans
-
-
-def format_effect(value: float) -> str:
-    """Write an effect with one decimal, or two significant digits below 1; a dash where there is none."""
-    return "–" if not math.isfinite(value) else f"{value:.1f}" if abs(value) >= 1 else f"{value:.2g}"
-
-
-def format_seeds(between: tuple[int | None, int | None]) -> str:
-    """Write the fewest and the most seeds that a design may take; without an upper limit, `N or more`."""
-    fewest, most = between
-    return f"{fewest} to {most}" if most is not None else f"{fewest} or more"
-
-
-def show_hours(hours: float) -> str:
-    """Write hours, below two hours as minutes; a dash where the pilot did not record them."""
-    if math.isnan(hours):
-        return "–"
-    return f"{60 * hours:.0f} min" if hours < 2 else f"{hours:,.0f} h"

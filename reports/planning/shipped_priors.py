@@ -13,7 +13,7 @@ from harness.config.read_yaml import read_yaml
 from harness.stats.design import Components, Costs, Design
 from reports.claims.claim_file import ClaimEntry
 from reports.claims.evidence import fill
-from reports.planning.pilot import NoPlan, Planning, ProfiledClaim
+from reports.planning.pilot import NoPlan, PlanningBasis, ProfiledClaim
 from reports.planning.planned_runs import PlannedRuns
 
 PRIORS = Path(__file__).parent / "priors.yaml"
@@ -65,7 +65,7 @@ def read_priors() -> Priors:
     return Priors.model_validate(read_yaml(PRIORS))
 
 
-def plan_from_priors(claims: Sequence[ProfiledClaim], runs: PlannedRuns) -> Iterator[Planning | NoPlan]:
+def plan_from_priors(claims: Sequence[ProfiledClaim], runs: PlannedRuns) -> Iterator[PlanningBasis | NoPlan]:
     """Yield a planning basis for each claim from the shipped priors, at the claim's first start and task.
 
     A claim that the runs cannot test, whatever their number, is not planned, and the reason says what to set.
@@ -86,7 +86,7 @@ def plan_from_priors(claims: Sequence[ProfiledClaim], runs: PlannedRuns) -> Iter
         items = min(evaluation.curve_items, evaluation.limit or evaluation.curve_items) if curves else evaluation.limit
         drawn = evaluation.all_profiles.get(profile) or next(iter(evaluation.all_profiles.values()))
         design = Design(table.seeds, prior.sized(items, table.items), evaluation.curve_answers if curves else drawn.n)
-        yield Planning(
+        yield PlanningBasis(
             entry.name,
             fill(entry.text, place),
             entry.unit,

@@ -17,14 +17,13 @@ from reports.claims.planned_looks import list_looks
 from reports.data.csv_text import to_csv_text
 from reports.figures import style
 from reports.figures.draw_power import draw_power
+from reports.formatting import format_effect, format_hours
 from reports.planning.pilot import NoPlan
 from reports.planning.power_plan import (
-    SEEDS,
+    SEEDS_SHOWN,
     ClaimPlan,
     Resolution,
-    format_effect,
     power_curve_of,
-    show_hours,
 )
 
 INDENT = "  "  # before the row on equivalence, which belongs to the claim above
@@ -39,7 +38,7 @@ def print_power_plan(console: Console, plans: Sequence[ClaimPlan | NoPlan], hour
         for source in dict.fromkeys(plan.subject.source for plan in planned):
             _say(console, f"variances: {source}")
         console.print(FittedTable(_variances(planned), ["answer", "looked at"]))
-        console.print(FittedTable(_detectable(planned), [f"{SEEDS[-1]} seeds"]))
+        console.print(FittedTable(_detectable(planned), [f"{SEEDS_SHOWN[-1]} seeds"]))
         console.print(FittedTable(_designs(planned, hours), ["power"]))
     for plan in plans:
         if plan.sentence:
@@ -76,7 +75,7 @@ def _detectable(plans: Sequence[ClaimPlan]) -> Table:
     table = Table(title=title + ", and smallest margin within which equal methods are shown to be equal" * equal)
     table.add_column("claim", overflow="fold", min_width=14)
     table.add_column("items × answers", justify="right")
-    for seeds in SEEDS:
+    for seeds in SEEDS_SHOWN:
         table.add_column(f"{seeds} seeds", justify="right")
     for plan in plans:
         size = f"{plan.own.clusters} × {plan.own.answers}" if plan.subject.items else "–"
@@ -110,7 +109,7 @@ def _add_designs(table: Table, plan: ClaimPlan, wanted: Resolution, name: str, s
         design = found.design
         items = (str(design.clusters), str(design.answers)) if plan.subject.items else ("–", "–")
         first = (name, size) if place == 0 else ("", "")
-        table.add_row(*first, str(design.seeds), *items, show_hours(found.hours), f"{100 * found.power:.0f} %")
+        table.add_row(*first, str(design.seeds), *items, format_hours(found.hours), f"{100 * found.power:.0f} %")
 
 
 def write_power_plan(plans: Sequence[ClaimPlan | NoPlan], folder: Path, hours: float) -> list[Path]:
@@ -170,5 +169,5 @@ def _columns(wanted: Resolution, size: str, smallest: str, prefix: str) -> dict[
 
 def _longest(plan: ClaimPlan) -> float:
     """Return how many hours a curve covers: those of the cheapest design that finds the effect, or of 20 seeds if more."""
-    hours, best = plan.subject.costs.hours(replace(plan.own, seeds=SEEDS[-1])), plan.difference.any_cost
+    hours, best = plan.subject.costs.hours(replace(plan.own, seeds=SEEDS_SHOWN[-1])), plan.difference.any_cost
     return max(hours, best.hours) if best else hours

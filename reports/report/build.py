@@ -15,7 +15,6 @@ from tempfile import TemporaryDirectory
 
 from markupsafe import Markup
 
-from reports.claims.claim_file import ClaimFile
 from reports.compare.headline import headline
 from reports.data.frames import Frames, load_frames
 from reports.data.tables import write_tables
@@ -29,13 +28,19 @@ from reports.report.report_data import ReportData
 from reports.report.sections import make_sections
 
 
-def build_report(paths: Sequence[Path], out: Path, grader: str = "", claims: Sequence[ClaimFile] = ()) -> Path:
-    """Write report.html, report.md, figures/, tables/ and items/ below `out` from the runs below `paths`; return the page.
+def build_report(paths: Sequence[Path], out: Path) -> Path:
+    """Write a report of the runs below `paths` below `out` and return the page, see `write_report`.
 
-    With `grader`, tasks that were regraded with it show its scores. `claims` are judged on the runs. The report names what is
-    unfinished. Raises RunError when a path holds no run or the runs are not comparable.
+    Raises RunError when a path holds no run or the runs are not comparable.
     """
-    report_data = ReportData(load_frames(paths, grader), claims)
+    return write_report(ReportData(load_frames(paths)), out)
+
+
+def write_report(report_data: ReportData, out: Path) -> Path:
+    """Write report.html, report.md, figures/, tables/ and items/ below `out`; return the page.
+
+    The report names what is unfinished.
+    """
     out.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=out, prefix=".building-") as scratch:
         _write(report_data, Path(scratch))

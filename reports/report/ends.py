@@ -11,7 +11,7 @@ from harness.stats.continual import FIGURES
 from harness.stats.intervals import Interval, t_interval
 from reports.compare.final_scores import describe_against_start
 from reports.data.frames import Frames
-from reports.data.methods import Method, methods_of
+from reports.data.methods import Method, by_start, methods_of
 from reports.data.tables import figures_by_seed
 from reports.formatting import format_interval, format_percent
 from reports.report.teacher_scores import teacher_means
@@ -43,10 +43,11 @@ def describe_ends(frames: Frames) -> list[str]:
     `reports.compare.headline` states the paired differences.
     """
     values = figures_by_seed(frames.scores)
-    groups: dict[tuple[str, str, str], list[Method]] = {}
-    for method in methods_of(frames):
-        groups.setdefault((method.first.suite, method.first.order, method.first.start), []).append(method)
-    return [sentence for methods in groups.values() for sentence in _describe_group(methods, frames, values)]
+    return [
+        sentence
+        for methods in by_start(methods_of(frames)).values()
+        for sentence in _describe_group(methods, frames, values)
+    ]
 
 
 def _describe_group(group: list[Method], frames: Frames, values: pd.DataFrame) -> Iterator[str]:

@@ -8,10 +8,12 @@ from functools import cached_property
 
 import pandas as pd
 
-from reports.claims.claim_file import ClaimFile
+from reports.claims.claim_file import ClaimFile, shipped_claims
+from reports.claims.judge_claims import JudgedSetting, judge_by_setting
 from reports.data import flips, learning_curves, matched_pairs, tables
 from reports.data.calibration import calibration_table
 from reports.data.frames import Frames
+from reports.data.methods import methods_of
 from reports.report.items import TaskItems, task_items
 
 
@@ -21,6 +23,16 @@ class ReportData:
 
     frames: Frames
     claims: Sequence[ClaimFile] = ()
+
+    @cached_property
+    def claim_files(self) -> Sequence[ClaimFile]:
+        """The claims files that were named, or else the shipped ones that are about these runs' methods."""
+        return self.claims or shipped_claims({run.adapter for run in self.frames.runs})
+
+    @cached_property
+    def judged(self) -> list[JudgedSetting]:
+        """The verdicts on the claims, by suite and order; see `judge_claims.judge_by_setting`."""
+        return judge_by_setting(self.claim_files, methods_of(self.frames))
 
     @cached_property
     def retention(self) -> pd.DataFrame:
@@ -50,7 +62,7 @@ class ReportData:
     @cached_property
     def calibration(self) -> pd.DataFrame:
         """Entropy and calibration by method; see `calibration.calibration_table`."""
-        return calibration_table(self.frames)
+        return calibration_table(methods_of(self.frames))
 
     @cached_property
     def compared(self) -> pd.DataFrame:

@@ -17,8 +17,8 @@ from reports.data.csv_text import to_csv_text
 from reports.document.rendering import publish
 from reports.figures import style
 from reports.report.page_writer import Page, write_page
-from reports.study.opening import describe_study
-from reports.study.profile_blocks import describe_cost
+from reports.study.page_sentences import describe_study
+from reports.study.profile_blocks import describe_learned_and_ended
 from reports.study.study_results import RUN, Results, collect
 from reports.study.study_sections import study_sections
 from reports.study.study_verdicts import claim_files, judge_study
@@ -53,9 +53,9 @@ def _write(results: Results, folder: Path, stem: str) -> None:
         sections = study_sections(results, verdicts)
         opening = [*([count_exploratory(verdicts)] if verdicts else []), *describe_study(results)]
         profiles = dict.fromkeys(file.profile or results.profile for file in claim_files(results))
-        cost = [sentence for profile in profiles for sentence in describe_cost(results, profile)]
+        ended = [sentence for profile in profiles for sentence in describe_learned_and_ended(results, profile)]
         write_page(
-            Page(results.plan.study.title, [*list_verdicts(verdicts), *cost], opening, results.missing, sections),
+            Page(results.plan.study.title, [*list_verdicts(verdicts), *ended], opening, results.missing, sections),
             folder,
             stem,
             stem,

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from harness.config.study_file import Factor
-from harness.stats.claim_verdicts import SEEDS
 from harness.stats.intervals import Interval, resolved
 from harness.stats.learning.matching import MATCHED, how_matched
+from harness.stats.looks import FEWEST_SEEDS
 from reports.document.blocks import Grid
 from reports.formatting import format_count, format_interval, format_nats_change, format_points
 from reports.study.study_results import Results
@@ -50,7 +50,7 @@ def find_contrasts(results: Results, factor: Factor) -> list[PairedContrast]:
     for entry, reference in study.contrasts_of(factor):
         pair = (results.in_factor(factor, entry), results.in_factor(factor, reference))
         found.append(PairedContrast(entry, reference, tuple(results.paired(*pair, name, seeds) for name in MOVED)))
-    return [contrast for contrast in found if contrast.learned.seeds >= SEEDS]
+    return [contrast for contrast in found if contrast.learned.seeds >= FEWEST_SEEDS]
 
 
 def contrasts_grid(found: Sequence[PairedContrast], title: str = "Paired differences") -> Grid:
@@ -62,7 +62,9 @@ def contrasts_grid(found: Sequence[PairedContrast], title: str = "Paired differe
             format_interval(difference, write)
             for difference, (_, write, _) in zip(contrast.differences, MOVED.values(), strict=True)
         ]
-        strong |= {(place, 3 + i) for i, difference in enumerate(contrast.differences) if resolved(difference, SEEDS)}
+        strong |= {
+            (place, 3 + i) for i, difference in enumerate(contrast.differences) if resolved(difference, FEWEST_SEEDS)
+        }
         seeds = str(contrast.learned.seeds)
         rows.append([contrast.entry, contrast.reference, seeds, *cells, how_matched(contrast.learned)])
     header = ["method", "minus", "seeds", *headings, "learning is"]
@@ -72,7 +74,9 @@ def contrasts_grid(found: Sequence[PairedContrast], title: str = "Paired differe
 def describe_contrasts(found: Sequence[PairedContrast]) -> str:
     """Return a sentence on intervals that exclude zero: of learning, and of forgetting where learning is matched."""
     parts = [part for contrast in found for part in _describe(contrast)]
-    unlike = [each.entry for each in found if how_matched(each.learned) != MATCHED and resolved(each.lost, SEEDS)]
+    unlike = [
+        each.entry for each in found if how_matched(each.learned) != MATCHED and resolved(each.lost, FEWEST_SEEDS)
+    ]
     if unlike:
         parts.append(f"forgetting differs too for {', '.join(unlike)}, but learning is not shown to match there")
     return f"{'; '.join(parts) or 'no interval of learning or forgetting excludes zero'}."
@@ -85,8 +89,8 @@ def describe_by_start(
     sentences = []
     for entry, reference in results.plan.study.contrasts:
         found = []
-        for start in results.starts:
-            change = results.paired(results.own(start, entry), results.own(start, reference), figure)
+        for start in results.layout.starts:
+            change = results.paired(results.layout.own(start, entry), results.layout.own(start, reference), figure)
             if change.seeds:
                 where = f" from the {start} start" if start else ""
                 found.append(f"{format_interval(change, write)}{unit}{where} ({format_count(change.seeds, 'seed')})")
@@ -96,10 +100,10 @@ def describe_by_start(
 
 
 def _describe(contrast: PairedContrast) -> Iterator[str]:
-    if resolved(contrast.learned, SEEDS):
+    if resolved(contrast.learned, FEWEST_SEEDS):
         more = "more" if contrast.learned.mean > 0 else "less"
         yield f"{contrast.entry} learned {more} than {contrast.reference} ({format_interval(contrast.learned, format_points)})"
-    if resolved(contrast.lost, SEEDS) and how_matched(contrast.learned) == MATCHED:
+    if resolved(contrast.lost, FEWEST_SEEDS) and how_matched(contrast.learned) == MATCHED:
         more = "more" if contrast.lost.mean > 0 else "less"
         change = format_interval(contrast.lost, format_points)
         yield f"{contrast.entry} forgot {more} than {contrast.reference} at matched learning ({change})"

@@ -26,13 +26,11 @@ def equal_learning_blocks(results: Results) -> list[Block]:
 
 
 def _rows(results: Results) -> Iterator[dict[str, object]]:
-    study = results.plan.study
-    factors = [factor for factor in study.factors.values() if factor.of_entries]
-    pairs = dict.fromkeys(pair for each in (None, *factors) for pair in study.contrasts_of(each))
-    for start in results.starts:
-        where = f"{start} start: " if start and len(results.starts) > 1 else ""
+    pairs = results.layout.all_contrasts
+    for start in results.layout.starts:
+        where = f"{start} start: " if start and len(results.layout.starts) > 1 else ""
         for entry, reference in pairs:
-            base, other = (results.method(results.own(start, name)) for name in (reference, entry))
+            base, other = (results.method(results.layout.own(start, name)) for name in (reference, entry))
             if base is not None and other is not None:
                 for row in equal_learning_rows(base, other):
                     yield {**row, "label": f"{where}{row['label']}"}

@@ -9,14 +9,15 @@ from typing import NamedTuple
 import pandas as pd
 
 from harness.config.study_file import Factor
-from harness.stats.claim_verdicts import LEVEL, SEEDS
 from harness.stats.intervals import Interval, has_width, resolved
+from harness.stats.looks import ALPHA, FEWEST_SEEDS
 from reports.claims.render_verdicts import half_width
 from reports.document.blocks import Block, Grid, Heading, Picture, Text
 from reports.figures.draw_factor import PANELS, draw_factor
 from reports.formatting import format_count, format_interval, format_nats, format_percent, format_points
 from reports.study.contrasts import MOVED, contrasts_grid, find_contrasts
-from reports.study.study_results import STARTS, Config, Results, has_own_stages
+from reports.study.study_plan import STARTS, Config
+from reports.study.study_results import Results, has_own_stages
 from reports.study.training_pictures import training_pictures
 
 COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
@@ -78,7 +79,7 @@ def factor_grid(results: Results, name: str) -> Grid:
     rows = []
     for setting, config, seeds in groups:
         cells = [format_interval(results.mean(config, figure, seeds), COLUMNS[figure][1]) for figure in known]
-        own = factor.key is not None and config.suite == results.own_suite
+        own = factor.key is not None and config.suite == results.layout.own_suite
         rows.append([f"{setting.replace('-', '−')}{' (own)' * own}", config.adapter, str(len(seeds)), *cells])
     header = ["setting", "method", "seeds", *(COLUMNS[figure][0] for figure in known)]
     if factor.of_entries:
@@ -94,15 +95,15 @@ def describe_factor(results: Results, name: str) -> str:
     factor, groups = results.plan.study.factors[name], _groups(results, name)
     reference = _name_reference(results, factor)
     changes = [change for group in groups for change in _changes(results, factor, group)]
-    judged = [change for change in changes if has_width(change.difference, SEEDS)]
+    judged = [change for change in changes if has_width(change.difference, FEWEST_SEEDS)]
     if not judged:
-        return f"No difference from {reference} is judged: fewer than {SEEDS} seeds."
+        return f"No difference from {reference} is judged: fewer than {FEWEST_SEEDS} seeds."
     paired = "seeds of other starts are not pairs" if factor.key in STARTS else "paired over seeds"
     found = [change for change in judged if resolved(change.difference)]
     named = f": {'; '.join(_describe(change) for change in found)}" if found and not factor.of_entries else ""
     return (
         f"Against {reference}, {paired}: {format_count(len(judged), 'comparison')}, about "
-        f"{LEVEL * len(judged):.1f} expected by chance to exclude zero, {len(found)} do{named}. {_half_widths(judged)}"
+        f"{ALPHA * len(judged):.1f} expected by chance to exclude zero, {len(found)} do{named}. {_half_widths(judged)}"
     )
 
 
@@ -158,7 +159,9 @@ def _changes(results: Results, factor: Factor, group: _Group) -> Iterator[_Chang
     if factor.of_entries:
         reference = results.in_factor(factor, results.plan.study.reference(entry, factor) or entry)
     else:
-        reference = results.in_factor(factor, entry) if has_own_stages(factor) else Config(results.own_suite, entry)
+        reference = (
+            results.in_factor(factor, entry) if has_own_stages(factor) else Config(results.layout.own_suite, entry)
+        )
     setting = " ".join(filter(None, [entry, group.setting]))
     for figure in MOVED if group.config != reference else ():
         yield _Change(setting, figure, results.paired(group.config, reference, figure, group.seeds))
@@ -184,7 +187,7 @@ def _describe_extreme(
     if not known:
         return ""
     value = best(known, key=lambda each: known[each].mean)
-    base, reference = results.own_suite, results.plan.study.reference(entry)
+    base, reference = results.layout.own_suite, results.plan.study.reference(entry)
     changes = [
         f"{format_interval(change, format_points)} against {other} at the suite's own setting"
         for other in filter(None, (entry, reference))
@@ -208,7 +211,7 @@ def _half_widths(changes: Sequence[_Change]) -> str:
 
 def _picture(results: Results, name: str, factor: Factor, swept: dict[str, dict[float, Config]]) -> Picture:
     """Return a factor's figures against its values, with the suite's own setting as a level where it is not a value."""
-    study, base = results.plan.study, results.own_suite
+    study, base = results.plan.study, results.layout.own_suite
     seeds = factor.seeds or study.seeds
     named = [*swept, *filter(None, (study.reference(entry) for entry in swept))]
     settings = [(entry, value, config) for entry, by_value in swept.items() for value, config in by_value.items()]

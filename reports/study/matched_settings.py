@@ -16,7 +16,8 @@ from harness.stats.learning.matching import MATCHED, ON_AVERAGE, how_matched
 from harness.stats.two_way import two_way_interval
 from reports.document.blocks import Grid
 from reports.formatting import format_count, format_interval, format_points
-from reports.study.study_results import Config, Results, unit_of
+from reports.study.study_plan import Config
+from reports.study.study_results import Results, unit_of
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,9 @@ class MatchedPair:
 def pair_settings(results: Results, matching: Matching, methods: tuple[str, str]) -> list[MatchedPair]:
     """Return for each setting (start and learning rate) of a method the reference's setting that is closest in learning."""
     found: list[MatchedPair] = []
-    for start in results.starts:
-        for rate, config in results.rates(start, methods[0]).items():
-            others = results.rates(start, methods[1]).items()
+    for start in results.layout.starts:
+        for rate, config in results.layout.rates(start, methods[0]).items():
+            others = results.layout.rates(start, methods[1]).items()
             candidates = [_pair(results, matching, methods, start, (rate, lr), (config, other)) for lr, other in others]
             known = [pair for pair in candidates if pair.learned.seeds]
             found += sorted(known, key=lambda pair: abs(pair.learned.mean))[:1]
@@ -67,7 +68,7 @@ def pair_settings(results: Results, matching: Matching, methods: tuple[str, str]
 
 def varies_rates(results: Results, methods: tuple[str, str]) -> bool:
     """Whether from some start both methods have runs, at least one of them at several learning rates."""
-    rates = [[len(results.rates(start, method)) for method in methods] for start in results.starts]
+    rates = [[len(results.layout.rates(start, method)) for method in methods] for start in results.layout.starts]
     return any(min(counts) and max(counts) > 1 for counts in rates)
 
 
@@ -104,7 +105,7 @@ def pairs_grid(results: Results, matching: Matching, methods: tuple[str, str]) -
 def describe_matching(results: Results, matching: Matching, methods: tuple[str, str]) -> list[str]:
     """Return a sentence per start: how many settings are matched, and the difference of the outcome there."""
     found = pair_settings(results, matching, methods)
-    by_start = {start: [pair for pair in found if pair.start == start] for start in results.starts}
+    by_start = {start: [pair for pair in found if pair.start == start] for start in results.layout.starts}
     return [_describe(results, matching, methods, start, here) for start, here in by_start.items()]
 
 

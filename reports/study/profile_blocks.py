@@ -7,17 +7,19 @@ the other profiles, and a change of sign is named.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
-from harness.stats.claim_verdicts import SEEDS
 from harness.stats.continual import ACCURACY, LEARNING, START
-from harness.stats.intervals import Interval, resolved
+from harness.stats.intervals import Interval, resolved, reverses
+from harness.stats.looks import FEWEST_SEEDS
 from harness.stats.two_way import two_way_interval
 from reports.compare.final_scores import describe_against_start
-from reports.data.calibration import calibration
+from reports.data.calibration import calibration_table
 from reports.data.matched_pairs import difference
-from reports.data.methods import ENTROPY, Method
+from reports.data.methods import Method
 from reports.document.blocks import Block, Bullets, Grid, Text
-from reports.formatting import format_interval, format_nats, format_points
+from reports.formatting import format_interval, format_points
+from reports.report.sections.training_section import calibration_grid
 from reports.study.study_results import Results
 
 FIGURES = (LEARNING, ACCURACY)
@@ -44,19 +46,26 @@ def profile_blocks(results: Results) -> list[Block]:
         Bullets(reversals or ["No difference changes its sign between profiles with an interval that excludes zero."])
     )
     blocks.append(_ends(results, profiles))
-    calibrated = _calibration(results)
-    return [*blocks, *([Text(CALIBRATED, "note"), calibrated] if calibrated.rows else [])]
+    calibrated = calibration_table(_renamed(method, label) for label, method in _methods(results))
+    return [
+        *blocks,
+        *(
+            [Text(CALIBRATED, "note"), replace(calibration_grid(calibrated), title="Calibration")]
+            if len(calibrated)
+            else []
+        ),
+    ]
 
 
-def describe_cost(results: Results, profile: str) -> list[str]:
+def describe_learned_and_ended(results: Results, profile: str) -> list[str]:
     """Return for each start what the study's entries learned and how they ended against their references, under a profile.
 
     Profiles under which the sign of the difference in learning reverses are named.
     """
     found: list[str] = []
-    for start in results.starts:
+    for start in results.layout.starts:
         for entry, reference in results.plan.study.contrasts:
-            methods = [results.method(results.own(start, name)) for name in (entry, reference)]
+            methods = [results.method(results.layout.own(start, name)) for name in (entry, reference)]
             if methods[0] is None or methods[1] is None:
                 continue
             by_profile = _by_profile(methods[0], methods[1])
@@ -66,7 +75,7 @@ def describe_cost(results: Results, profile: str) -> list[str]:
             turned = [
                 f"; under {name} decoding it learned {format_interval(other, format_points)}"
                 for name, (other, _) in by_profile.items()
-                if other.mean * learned.mean < 0 and (resolved(other, SEEDS) or resolved(learned, SEEDS))
+                if reverses(other, learned, FEWEST_SEEDS)
             ]
             found.append(
                 f"{_label(results, f'{entry} − {reference}', start)}, {profile} decoding: learned "
@@ -86,27 +95,24 @@ def describe_ends_below(results: Results) -> list[str]:
 def _methods(results: Results) -> Iterator[tuple[str, Method]]:
     """Yield every entry that trains with its runs at the suite's own settings, from each start."""
     entries = dict.fromkeys(point.spec.entry for point in results.plan.points)
-    for start in results.starts:
+    for start in results.layout.starts:
         for entry in entries:
-            method = results.method(results.own(start, entry))
+            method = results.method(results.layout.own(start, entry))
             if method is not None and not method.control:
                 yield _label(results, entry, start), method
 
 
 def _pairs(results: Results) -> Iterator[tuple[str, tuple[Method, Method]]]:
     """Yield every entry against its reference, at the suite's own settings, from each start."""
-    study = results.plan.study
-    factors = [factor for factor in study.factors.values() if factor.of_entries]
-    pairs = dict.fromkeys(pair for each in (None, *factors) for pair in study.contrasts_of(each))
-    for start in results.starts:
-        for entry, reference in pairs:
-            methods = [results.method(results.own(start, name)) for name in (entry, reference)]
+    for start in results.layout.starts:
+        for entry, reference in results.layout.all_contrasts:
+            methods = [results.method(results.layout.own(start, name)) for name in (entry, reference)]
             if methods[0] is not None and methods[1] is not None:
                 yield _label(results, f"{entry} − {reference}", start), (methods[0], methods[1])
 
 
 def _label(results: Results, name: str, start: str) -> str:
-    return f"{name}, {start} start" if start and len(results.starts) > 1 else name
+    return f"{name}, {start} start" if start and len(results.layout.starts) > 1 else name
 
 
 def _renamed(method: Method, name: str) -> Method:
@@ -159,7 +165,7 @@ def _grid(title: str, header: list[str], labels: list[str], cells: list[list[Int
         (line, place + 1)
         for line, row in enumerate(cells)
         for place, each in enumerate(row)
-        if each is not None and resolved(each, SEEDS)
+        if each is not None and resolved(each, FEWEST_SEEDS)
     )
     return Grid(title, header, rows, strong)
 
@@ -170,22 +176,9 @@ def _reversals(label: str, by_profile: Mapping[str, list[Interval]]) -> Iterator
     for place, name in enumerate(("learning", "final score")):
         for profile, there in others:
             one, other = here[place], there[place]
-            if one.mean * other.mean < 0 and (resolved(one, SEEDS) or resolved(other, SEEDS)):
+            if reverses(one, other, FEWEST_SEEDS):
                 shown = [format_interval(each, format_points) for each in (one, other)]
                 yield (
                     f"{label}: the sign of the difference in {name} reverses, {shown[0]} points under {own} decoding and "
                     f"{shown[1]} points under {profile}."
                 )
-
-
-def _calibration(results: Results) -> Grid:
-    """Return each method's calibration next to its entropy in training; no rows without a greedy profile and one at T 1."""
-    rows = []
-    for label, method in _methods(results):
-        found = calibration(method).finite()
-        if found.by_seed:
-            entropy = two_way_interval(method.estimate(ENTROPY))
-            written = format_interval(entropy, format_nats) if entropy.seeds else "–"
-            change = two_way_interval(found).of_difference("%")
-            rows.append([label, str(len(found.by_seed)), written, format_interval(change, format_points)])
-    return Grid("Calibration", ["method", "seeds", "entropy, nats", "policy − greedy, points"], rows)

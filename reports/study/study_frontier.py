@@ -13,7 +13,8 @@ from reports.document.blocks import Block, Picture, Text
 from reports.figures import style
 from reports.figures.draw_frontier import draw_frontier
 from reports.formatting import format_count, format_interval, format_points
-from reports.study.study_results import Config, Results
+from reports.study.study_plan import Config
+from reports.study.study_results import Results
 
 AXES = {"learned": "learning_accuracy", "forgot": "forgetting_chaudhry"}
 CAPTION = (
@@ -55,10 +56,10 @@ def frontier_places(results: Results) -> pd.DataFrame:
     Rows with the same `line` are joined by a line; `config` identifies the runs.
     """
     rows: list[dict[str, Any]] = []
-    for start in results.starts:
+    for start in results.layout.starts:
         for method in results.methods:
-            rates = results.rates(start, method)
-            where = f", {start} start" if len(results.starts) > 1 else ""
+            rates = results.layout.rates(start, method)
+            where = f", {start} start" if len(results.layout.starts) > 1 else ""
             for rate, config in rates.items():
                 means = {name: results.mean(config, figure) for name, figure in AXES.items()}
                 if all(mean.seeds for mean in means.values()):
@@ -73,7 +74,7 @@ def describe_family(results: Results) -> str:
 
     All runs are from the suite's own start. A method is compared with its reference over the seeds that both have.
     """
-    own = {method: results.own(results.starts[0], method) for method in results.methods}
+    own = {method: results.layout.own(results.layout.starts[0], method) for method in results.methods}
     learned = {method: results.mean(config, AXES["learned"]) for method, config in own.items()}
     known = {method: mean for method, mean in learned.items() if mean.seeds}
     if not known:
@@ -108,7 +109,7 @@ def _describe_least(results: Results, own: Mapping[str, Config], reference: str)
 
 def _describe_starts(results: Results) -> Iterator[str]:
     """Yield a sentence per start: each method's learning and forgetting at the rate where it learned most."""
-    for start in results.starts:
+    for start in results.layout.starts:
         methods = [method for method in results.methods if method not in results.controls]
         sentences = [sentence for method in methods if (sentence := _at_best_rate(results, start, method))]
         if sentences:
@@ -116,7 +117,7 @@ def _describe_starts(results: Results) -> Iterator[str]:
 
 
 def _at_best_rate(results: Results, start: str, method: str) -> str:
-    rates = results.rates(start, method)
+    rates = results.layout.rates(start, method)
     means = {rate: mean.mean for rate, config in rates.items() if (mean := results.mean(config, AXES["learned"])).seeds}
     if not means:
         return ""
@@ -135,6 +136,6 @@ def _name_rate(rate: float, tried: Sequence[float]) -> str:
 def _joint_levels(results: Results) -> Iterator[tuple[str, float]]:
     """Yield each method with its average accuracy after one stage over all tasks, a share."""
     for method in results.plan.study.entries:
-        joint = results.mean(Config(results.own_suite, method, JOINT), "average_accuracy")
+        joint = results.mean(Config(results.layout.own_suite, method, JOINT), "average_accuracy")
         if joint.seeds:
             yield method, joint.mean

@@ -10,13 +10,12 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 
 from harness.config.run_spec import RunSpec
 from harness.config.study_file import Factor
-from harness.config.suite import Suite
 from harness.errors import RunError
 from harness.pipeline.sweeps.study_runs import Plan, Point
 from harness.rundir.reader import RunDir
@@ -28,30 +27,16 @@ from harness.stats.two_way import two_way_interval, unpaired_interval
 from reports.data.frames import Frames, load_frames
 from reports.data.methods import Method, different_starts
 from reports.data.tables import figures_by_seed, score_matrices
+from reports.planning.planned_runs import rate_of
+from reports.study.study_plan import STARTS, Config, StudyLayout
 
 RUN = ["suite", "adapter", "order", "seed"]
-RATE = "training.optimizer.lr"
-STARTS = {"student.strength", "student.start"}  # the keys that choose the start of a student
 OF_FIRST_TASK = {"first_learned": LEARNING, "first_retained": BACKWARD}
 UNITS = {  # of the figures that are not in FIGURES
     **{"first_learned": "%", "first_retained": "points", "entropy": "nats", "entropy_last": "nats"},
     **dict.fromkeys(["routed_share", "truncated_share", "fkl_gradient_share"], "%"),
     **dict.fromkeys(["pull_up", "pull_down", "pull_ratio"], "number"),  # a pull away from the first choice is negative
 }
-CURVES = {
-    "evaluation.every",
-    "evaluation.curve_items",
-    "evaluation.curve_profile",
-    "evaluation.curve_answers",
-}  # these settings change a run's learning curves and nothing else
-
-
-class Config(NamedTuple):
-    """A group of runs that differ only in their seed."""
-
-    suite: str
-    adapter: str
-    order: str = "default"
 
 
 @dataclass(frozen=True)
@@ -67,22 +52,17 @@ class Results:
     command: str = ""
 
     @cached_property
+    def layout(self) -> StudyLayout:
+        """The starts and learning rates of the study."""
+        return StudyLayout(self.plan)
+
+    @cached_property
     def values(self) -> pd.DataFrame:
         """One row per run (indexed by RUN), one column per figure; shares in [0, 1], entropy in nats."""
         figures = figures_by_seed(self.frames.scores).pivot(index=RUN, columns="figure", values="value")
         first = pd.DataFrame(self._first_task()).set_index(RUN)
         steps = self.frames.own_steps[~self.frames.own_steps["adapter"].isin(self.off_policy)]
         return figures.join(first).join(_training_figures(steps)).sort_index()
-
-    @cached_property
-    def own_suite(self) -> str:
-        """The name of the unchanged suite: the base's, or that of a factor that sets only learning curves."""
-        names = [
-            point.spec.suite.name
-            for point in self.plan.points
-            if (factor := self.plan.study.factors[point.factor]).key is None and {*factor.fixed} <= CURVES
-        ]
-        return self.plan.base.name if self.plan.base.name in names or not names else names[0]
 
     @cached_property
     def controls(self) -> set[str]:
@@ -114,7 +94,7 @@ class Results:
         found: dict[Config, str] = {}
         for row in self.points.to_dict("records"):
             config = Config(row["suite"], row["adapter"], row["order"])
-            own = config == Config(self.own_suite, config.adapter)
+            own = config == Config(self.layout.own_suite, config.adapter)
             found.setdefault(config, "" if own else f"{titles[row['factor']]}: {row['setting']}")
         return found
 
@@ -134,11 +114,6 @@ class Results:
         rows = self.points[(self.points["factor"] == name) & (self.points["adapter"] == entry)]
         found = [Config(row["suite"], row["adapter"], row["order"]) for row in rows.to_dict("records")]
         return found[0] if found else Config("", entry)
-
-    @property
-    def first_task(self) -> str:
-        """The task of the first stage that the methods train, whose learning and retention claims are judged."""
-        return self.plan.base.first_own_stage.trains[0]
 
     def series(self, config: Config, figure: str) -> pd.Series:
         """Return a figure by seed, nan where it is not defined; empty where the study has no such run."""
@@ -163,7 +138,7 @@ class Results:
 
     def estimate(self, config: Config, figure: str) -> Estimate:
         """Return a figure by seed, and by item where answers were kept and the figure is made of scores."""
-        task = self.first_task if figure in OF_FIRST_TASK else ""
+        task = self.layout.first_task if figure in OF_FIRST_TASK else ""
         known = OF_FIRST_TASK.get(figure) or (FIGURES.get(figure) if figure != INTRANSIGENCE.name else None)
         method = self.method(config)
         if known is None or method is None:
@@ -186,17 +161,6 @@ class Results:
             found = two_way_interval((sides[0] - sides[1]).finite())
         return found.of_difference(unit_of(figure))
 
-    def rates(self, start: str, adapter: str) -> dict[float, Config]:
-        """Return an adapter's runs from a start by learning rate, lowest first; only runs that vary nothing else."""
-        found = {
-            lr: Config(suite, name) for (at, lr, name), suite in self._suites.items() if (at, name) == (start, adapter)
-        }
-        return dict(sorted(found.items()))
-
-    def own(self, start: str, adapter: str) -> Config:
-        """Return an adapter's runs from a start at the suite's own learning rate; a `Config` without runs if none exist."""
-        return self.rates(start, adapter).get(self.rate(adapter), Config("", adapter))
-
     @cached_property
     def branches(self) -> list[Method]:
         """The methods of factors whose suite begins with fixed stages; from each start, those of the first such factor."""
@@ -204,26 +168,14 @@ class Results:
         found: dict[Config, Method] = {}
         for point in self.plan.points:
             spec, stages = point.spec, point.spec.stages
-            if (
-                not stages[0].shared
-                or stages[-1].shared
-                or self.plan.study.factors[point.factor].key not in {None, *STARTS}
-            ):
+            fixed_first = stages[0].shared and not stages[-1].shared
+            if not fixed_first or self.plan.study.factors[point.factor].key not in {None, *STARTS}:
                 continue
             config = Config(spec.suite.name, spec.entry, spec.order)
             method = self.method(config)
-            if method is not None and suites.setdefault(_start(spec.suite), config.suite) == config.suite:
+            if method is not None and suites.setdefault(spec.suite.student.start_name, config.suite) == config.suite:
                 found[config] = method
         return list(found.values())
-
-    @cached_property
-    def starts(self) -> list[str]:
-        """The students' starts, the suite's own first."""
-        return list(dict.fromkeys([_start(self.plan.base), *(start for start, *_ in self._suites)]))
-
-    def rate(self, adapter: str) -> float:
-        """Return the learning rate that the suite gives an adapter."""
-        return _rate(self.plan.base, adapter)
 
     def swept(self, name: str) -> dict[str, dict[float, Config]]:
         """Return a factor's runs by entry and value, lowest first; only entries with at least three numeric values."""
@@ -251,27 +203,10 @@ class Results:
             config: Method(config.adapter, replace(self.frames, runs=tuple(found))) for config, found in runs.items()
         }
 
-    @cached_property
-    def _suites(self) -> dict[tuple[str, float, str], str]:
-        """Suites by start, learning rate and adapter; raises `RunError` where two suites share all three."""
-        found: dict[tuple[str, float, str], str] = {}
-        for point in self.plan.points:
-            suite, entry, factor = point.spec.suite, point.spec.entry, self.plan.study.factors[point.factor]
-            settings = {factor.key, *factor.fixed} - {None}
-            if suite.name not in (self.plan.base.name, self.own_suite) and not settings <= {RATE, *STARTS, *CURVES}:
-                continue
-            place = (_start(suite), _rate(suite, entry), entry)
-            if found.setdefault(place, suite.name) != suite.name:
-                raise RunError(
-                    f"{found[place]} and {suite.name} both train {entry} from start {place[0]!r} at learning rate "
-                    f"{place[1]:g}; leave one of them out of the study"
-                )
-        return found
-
     def _first_task(self) -> Iterator[dict[str, Any]]:
         for identity, matrix in score_matrices(self.frames.scores):
             run = {key: identity[key] for key in RUN}
-            learned, kept = (figure.value(matrix, self.first_task) for figure in (LEARNING, BACKWARD))
+            learned, kept = (figure.value(matrix, self.layout.first_task) for figure in (LEARNING, BACKWARD))
             yield {**run, "first_learned": learned, "first_retained": kept}
 
 
@@ -295,7 +230,7 @@ def _row(point: Point, factor: Factor) -> dict[str, Any]:
     spec = point.spec
     run = {"suite": spec.suite.name, "adapter": spec.entry, "order": spec.order, "seed": spec.seed}
     place = {"factor": point.factor, "setting": _setting(point, factor)}
-    return {**place, "start": _start(spec.suite), "learning_rate": _rate(spec.suite, spec.entry), **run}
+    return {**place, "start": spec.suite.student.start_name, "learning_rate": rate_of(spec.suite, spec.entry), **run}
 
 
 def _setting(point: Point, factor: Factor) -> str:
@@ -303,14 +238,6 @@ def _setting(point: Point, factor: Factor) -> str:
     if factor.key is None:
         return point.spec.order if len(factor.orders) > 1 else ""
     return f"{point.value:g}" if isinstance(point.value, int | float) else str(point.value)
-
-
-def _start(suite: Suite) -> str:
-    return suite.student.start_name
-
-
-def _rate(suite: Suite, entry: str) -> float:
-    return suite.training_for(suite.first_own_stage, entry).optimizer.lr
 
 
 def _training_figures(steps: pd.DataFrame) -> pd.DataFrame:

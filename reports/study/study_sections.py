@@ -7,15 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from harness.stats.claim_verdicts import LEVEL, SEEDS
 from harness.stats.learning.matching import MARGIN
+from harness.stats.looks import ALPHA, FEWEST_SEEDS
 from reports.claims.judge_claims import Verdict
 from reports.claims.registration import describe_source
 from reports.claims.render_verdicts import RULE, verdicts_grid
 from reports.document.blocks import Block, Bullets, Grid, Section, Text
 from reports.document.grids import hardware_grid, packages_grid
 from reports.document.sentences import count_warnings, describe_overlap, describe_warning
-from reports.formatting import format_interval, format_nats, format_nats_change, format_percent, format_pull
+from reports.formatting import (
+    format_interval,
+    format_nats,
+    format_nats_change,
+    format_percent,
+    format_pull,
+    format_pull_change,
+)
 from reports.report.sections.pulls_section import PULLS
 from reports.study.contrasts import describe_by_start, describe_contrasts, find_contrasts
 from reports.study.equal_learning_blocks import equal_learning_blocks
@@ -27,10 +34,11 @@ from reports.study.matched_settings import (
     pairs_grid,
     varies_rates,
 )
-from reports.study.opening import describe_making
+from reports.study.page_sentences import describe_making
 from reports.study.profile_blocks import describe_ends_below, profile_blocks
 from reports.study.study_frontier import frontier_blocks
-from reports.study.study_results import Config, Results
+from reports.study.study_plan import Config
+from reports.study.study_results import Results
 from reports.study.study_verdicts import claim_files
 from reports.study.training_pictures import training_pictures
 
@@ -39,7 +47,8 @@ BY_CHANCE = (
     "Differences are in points. They are stated where the 95 % interval over at least {seeds} paired seeds excludes zero; of "
     "{count} in learning and forgetting, about {chance:.1f} do so by chance. Learning is matched where the whole interval of "
     "its difference lies within ±{margin:g} points. Elsewhere forgetting is not judged, because a method that learned less "
-    "had less to forget. These runs are of one suite and one learning rate per method: another rate may reverse the order."
+    "had less to forget. These differences are at one learning rate per method; another rate may "
+    "reverse their order."
 )
 MATCHED_NOTE = (
     "A method that learns less has less to forget, so retention of the first task is compared only where that task was "
@@ -97,7 +106,7 @@ def _findings(results: Results, verdicts: list[Verdict]) -> Section:
     found = {factor.title: contrasts for factor in factors if (contrasts := find_contrasts(results, factor))}
     if found:
         count = 2 * sum(map(len, found.values()))
-        chance = BY_CHANCE.format(seeds=SEEDS, count=count, chance=count * LEVEL, margin=100 * MARGIN)
+        chance = BY_CHANCE.format(seeds=FEWEST_SEEDS, count=count, chance=count * ALPHA, margin=100 * MARGIN)
         blocks += [
             Bullets(
                 [f"{title}{_at_own_settings(results)}: {describe_contrasts(each)}" for title, each in found.items()]
@@ -105,7 +114,7 @@ def _findings(results: Results, verdicts: list[Verdict]) -> Section:
         ]
         blocks += [Text(chance, "note")]
     if not blocks:
-        blocks = [Text(f"Nothing is judged: no method and its reference have {SEEDS} seeds in common.")]
+        blocks = [Text(f"Nothing is judged: no method and its reference have {FEWEST_SEEDS} seeds in common.")]
     if below := describe_ends_below(results):
         blocks += [Bullets(below)]
     return Section("findings", "Findings", "What shows and what does not", blocks)
@@ -113,7 +122,7 @@ def _findings(results: Results, verdicts: list[Verdict]) -> Section:
 
 def _at_own_settings(results: Results) -> str:
     """Name the suite's own start, where there are several, and its first profile, for a table or sentence of these."""
-    start = f", {results.starts[0]} start" if len(results.starts) > 1 else ""
+    start = f", {results.layout.starts[0]} start" if len(results.layout.starts) > 1 else ""
     return f"{start}{f', {results.profile} decoding' if results.profile else ''}"
 
 
@@ -130,7 +139,7 @@ def _matched(results: Results) -> Iterator[Block]:
 def _training(results: Results) -> Section | None:
     """Return entropy, routing and truncation of the study's methods at the suite's own setting, from each start."""
     entries = results.plan.study.entries
-    labels = {results.own(start, entry): entry for start in results.starts for entry in entries}
+    labels = {results.layout.own(start, entry): entry for start in results.layout.starts for entry in entries}
     if results.steps_of(list(labels)).empty:
         return None
     readings = describe_by_start(results, "entropy_last", "Entropy over the last stage", format_nats_change, " nats")
@@ -145,7 +154,7 @@ def _pulls(results: Results) -> Section | None:
     grid = pulls_grid(results)
     if not grid.rows:
         return None
-    readings = describe_by_start(results, "pull_ratio", "Down / up", _format_change)
+    readings = describe_by_start(results, "pull_ratio", "Down / up", format_pull_change)
     blocks: list[Block] = [Text(PULLS, "note"), grid, *(Text(each, "measured") for each in readings)]
     return Section("pulls", "Pulls", "Pulls on the teacher's first choice", blocks)
 
@@ -161,10 +170,6 @@ def pulls_grid(results: Results) -> Grid:
             ]
             rows.append([config.adapter, setting, str(means[0].seeds), *cells])
     return _without_empty_settings("Pulls", ["seeds", *(called for called, _ in PULL_COLUMNS.values())], rows)
-
-
-def _format_change(change: float) -> str:
-    return f"{change:+.4f}".replace("-", "−")
 
 
 def _warnings(results: Results) -> Section:

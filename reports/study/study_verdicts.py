@@ -24,13 +24,19 @@ def judge_study(results: Results) -> list[Verdict]:
     by_rate = {
         (start, adapter): {
             rate: method
-            for rate, config in results.rates(start, adapter).items()
+            for rate, config in results.layout.rates(start, adapter).items()
             if (method := results.method(config)) is not None
         }
-        for start in results.starts
+        for start in results.layout.starts
         for adapter in adapters
     }
-    own = [by_rate[start, adapter].get(results.rate(adapter)) for start in results.starts for adapter in adapters]
-    evidence = Evidence([method for method in own if method is not None], by_rate, results.branches, results.starts)
+    own = [
+        by_rate[start, adapter].get(results.layout.rate(adapter))
+        for start in results.layout.starts
+        for adapter in adapters
+    ]
+    evidence = Evidence(
+        [method for method in own if method is not None], by_rate, results.branches, results.layout.starts
+    )
     rows = judge_claims(files, evidence, results.plan.study.planned_looks)
     return rows if any(row.effect.seeds for row in rows) else []

@@ -10,7 +10,8 @@ import pandas as pd
 from reports.document.blocks import Picture
 from reports.figures.curves import SMOOTHING
 from reports.figures.draw_training import ENTROPY_TITLE, draw_training
-from reports.study.study_results import Config, Results
+from reports.study.study_plan import Config
+from reports.study.study_results import Results
 
 CAPTION = (
     f"Rolling mean of {SMOOTHING} steps within a stage; the band runs from the lowest to the highest seed. Look for a "

@@ -13,6 +13,7 @@ from harness.cli.options import Include, Overrides, SuiteName, read_suite, whole
 from harness.config.base import FIRST_LOOK
 from harness.errors import ConfigError
 from harness.terminal.console import SafeConsole, announce
+from reports.planning import EFFECT
 
 if TYPE_CHECKING:
     from harness.config.suite import Suite
@@ -29,7 +30,7 @@ CLAIMED = {
 
 def plan(
     suite: SuiteName,
-    effect: Annotated[float, typer.Option(min=0, help="The difference to find, in points.")] = 3.0,
+    effect: Annotated[float, typer.Option(min=0, help="The difference to find, in points.")] = EFFECT,
     claims: Annotated[
         list[str] | None, typer.Option(help="A file of claims, or a shipped one's name; default: two methods' figures.")
     ] = None,
@@ -113,9 +114,9 @@ def _planned_runs(suite: Suite, study: str | None, overrides: Sequence[str]) -> 
         return PlannedRuns(suite, plan_runs(suite, list(suite.adapters), suite.seeds, "default", Path("runs")))
 
     from harness.pipeline.sweeps.study_runs import plan_study
-    from reports.study.study_plan import judged_runs
+    from reports.study.study_plan import planned_runs_of
 
-    runs = judged_runs(plan_study(study, overrides))
+    runs = planned_runs_of(plan_study(study, overrides))
     if runs.base.name != suite.name:
         raise ConfigError(f"study {study} is of suite {runs.base.name}, not {suite.name}; plan {runs.base.name}")
     return runs

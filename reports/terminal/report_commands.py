@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from reports.claims.claim_file import ClaimFile
-    from reports.data.methods import Method
+    from reports.claims.evidence import Evidence
+    from reports.claims.judge_claims import JudgedSetting, Verdict
 
 Claims = Annotated[
     list[str] | None, typer.Option(help="A file of claims to judge on these runs, or a shipped one's name (aopd).")
@@ -38,13 +39,16 @@ def report(
 
     console, folder = SafeConsole(), out or runs[0] / "report"
     with waiting("drawing the report"):
-        from reports.report.build import build_report
+        from reports.data.frames import load_frames
+        from reports.report.build import write_report
+        from reports.report.report_data import ReportData
 
         files = _read_claim_files(claims or [])
-        page = build_report(runs, folder, grader, files)
+        report_data = ReportData(load_frames(runs, grader), files)
+        page = write_report(report_data, folder)
     console.say(f"report: {page}")
     if files:
-        judge_by_setting(console, files, runs, folder, grader)
+        show_by_setting(console, files, report_data.judged, folder)
 
 
 def compare(
@@ -73,7 +77,7 @@ def compare(
 ) -> None:
     """Compare methods by paired differences: learned, forgotten, entropy, final scores, with what the sample could show."""
     with waiting("comparing runs"):
-        from reports.compare.comparison import Comparison, Stages
+        from reports.compare.comparison import Comparison, StageComparison
         from reports.compare.headline import sentences_of
         from reports.compare.render_comparison import FORMATS, print_comparison, render_comparison, write_comparison
         from reports.data.methods import find_methods
@@ -84,7 +88,7 @@ def compare(
         found = find_methods(methods, order=order, profile=profile, grader=grader, least=1 if len(stages) == 2 else 2)
         tasks = task.split(",") if task else []
         if len(stages) == 2:
-            compared, sentences = Stages(found, *stages, tasks=tasks), []
+            compared, sentences = StageComparison(found, *stages, tasks=tasks), []
         else:
             compared = Comparison(found, stages[0] if stages else None, tasks, shared_items, margin / 100)
             sentences = [] if tasks else sentences_of(compared)  # they are about all tasks
@@ -101,7 +105,11 @@ def compare(
     if out:
         _name_files(write_comparison(compared, out, sentences))
     if files:
-        _judge(console, files, found, out, format_)
+        from reports.claims.evidence import Evidence
+        from reports.claims.judge_claims import judge_claims
+
+        evidence = Evidence(found)
+        _show_verdicts(console, files, evidence, judge_claims(files, evidence), out, format_)
 
 
 def watch(
@@ -134,44 +142,31 @@ def _read_claim_files(names: Sequence[str]) -> list[ClaimFile]:
     return [read_claims(name) for name in names]
 
 
-def judge_by_setting(
-    console: Console, files: Sequence[ClaimFile], runs: Sequence[Path], folder: Path, grader: str
+def show_by_setting(
+    console: Console, files: Sequence[ClaimFile], judged: Sequence[JudgedSetting], folder: Path
 ) -> None:
-    """Judge claims on all methods of a report, each suite and order separately, and write the verdicts next to it.
-
-    Primary claims are tested in the first of them, once.
-    """
-    from reports.data.frames import load_frames
-    from reports.data.methods import by_setting, methods_of
-
-    settings = by_setting(methods_of(load_frames(runs, grader)))
-    for number, ((suite, order), methods) in enumerate(settings.items()):
-        if len(settings) > 1:
-            console.print(f"{suite}, {order}", highlight=False)
+    """Print the verdicts of a report, each suite and order separately, and write them next to it."""
+    for each in judged:
+        if len(judged) > 1:
+            console.print(f"{each.suite}, {each.order}", highlight=False)
         # Names come from run directories, which may be others': none may lead out of the folder.
-        place = folder if len(settings) == 1 else folder / re.sub(r"[^\w.-]", "_", f"claims_{suite}_{order}")
-        _judge(console, files, methods, place, primary=number == 0)
+        name = re.sub(r"[^\w.-]", "_", f"claims_{each.suite}_{each.order}")
+        _show_verdicts(console, files, each.evidence, each.verdicts, folder if len(judged) == 1 else folder / name)
 
 
-def _judge(
+def _show_verdicts(
     console: Console,
     files: Sequence[ClaimFile],
-    methods: Sequence[Method],
+    evidence: Evidence,
+    found: Sequence[Verdict],
     folder: Path | None,
     kind: str | None = None,
-    primary: bool = True,
 ) -> None:
-    """Judge claims on methods and print the verdicts, as text of a format if `kind` is given; also write them to `folder`.
-
-    Without `primary`, all rows are exploratory, see `judge_claims`.
-    """
-    from reports.claims.evidence import Evidence
-    from reports.claims.judge_claims import judge_claims
+    """Print verdicts, as text of a format if `kind` is given; also write them to `folder`."""
     from reports.claims.registration import describe_plan
     from reports.claims.render_verdicts import print_verdicts, render_verdicts, write_verdicts
 
-    found = judge_claims(files, Evidence(methods), primary=primary)
-    registered = [describe_plan(file, Evidence(methods).runs) for file in files]
+    registered = [describe_plan(file, evidence.runs) for file in files]
     if kind:
         typer.echo(f"\n{render_verdicts(found, files, kind, registered)}")
     else:

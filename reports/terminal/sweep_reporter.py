@@ -66,9 +66,9 @@ def foresee_study(console: Console, plan: Plan) -> None:
     """Print which of the study's claims its runs cannot test or resolve, by shipped priors."""
     from reports.claims.claim_file import read_claims
     from reports.planning.foreseen import foresee_claims
-    from reports.study.study_plan import judged_runs
+    from reports.study.study_plan import planned_runs_of
 
-    for sentence in foresee_claims([read_claims(name) for name in plan.study.claims], judged_runs(plan)):
+    for sentence in foresee_claims([read_claims(name) for name in plan.study.claims], planned_runs_of(plan)):
         _say(console, sentence)
 
 

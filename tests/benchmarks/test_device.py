@@ -13,7 +13,7 @@ from adapters.opd import OPD
 from benchmarks.device import device_bench as bench
 from benchmarks.device import device_figures as figures
 from benchmarks.device import device_page
-from benchmarks.device.device_figures import Figure, change, read_figures, write_figures
+from benchmarks.device.device_figures import DeviceFigure, change, read_figures, write_figures
 from benchmarks.device.random_step import Load, Shape, random_model, step_lines
 from harness.config.training import Training
 
@@ -59,8 +59,8 @@ def test_the_page_has_the_goals_and_the_operation_next_to_its_peers():
         "dense_aopd, hidden 1024: memory": 8000.0, "ours_jsd, hidden 1024: time": 9.0, "trl_jsd, hidden 1024: time": 6.0,
     }  # fmt: skip
     measured = [
-        Figure(device_page.PEAK, 800, "GFLOP/s", "more"),
-        *(Figure(name, value, "") for name, value in found.items()),
+        DeviceFigure(device_page.PEAK, 800, "GFLOP/s", "more"),
+        *(DeviceFigure(name, value, "") for name, value in found.items()),
     ]
     goals = {goal.what: goal for goal in device_page.goals({figure.name: figure.value for figure in measured})}
     assert goals["AOPD, hidden 1024: ms, forward and backward"].reached == "yes"
@@ -78,10 +78,10 @@ def test_the_page_has_the_goals_and_the_operation_next_to_its_peers():
 
 
 def test_a_measure_that_fails_is_named_and_costs_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def fails() -> Iterator[Figure]:
+    def fails() -> Iterator[DeviceFigure]:
         raise TypeError("no such argument")
 
-    works = [("one", fails), ("two", lambda: iter([Figure("two", 2.0, "ms")]))]
+    works = [("one", fails), ("two", lambda: iter([DeviceFigure("two", 2.0, "ms")]))]
     monkeypatch.setattr(bench, "_everything", lambda *_: iter(works))
     result = CliRunner().invoke(bench.app, ["--device", "cpu", "--out", str(tmp_path)])
     assert result.exit_code == 1
@@ -94,20 +94,20 @@ def test_a_measure_that_fails_is_named_and_costs_no_other(tmp_path: Path, monkey
     [("less", 10, 12, 0.2), ("less", 10, 5, -0.5), ("more", 10, 8, 0.25), ("more", 10, 20, -0.5)],
 )
 def test_a_change_is_a_share_of_what_was(better: figures.Better, before: float, after: float, worse: float):
-    found = change(Figure("a", before, "ms", better), Figure("a", after, "ms", better))
+    found = change(DeviceFigure("a", before, "ms", better), DeviceFigure("a", after, "ms", better))
     assert found == pytest.approx(worse)
 
 
 @pytest.mark.parametrize(("value", "code"), [(10.9, 0), (11.2, 1), (None, 1)])
 def test_more_than_ten_percent_and_a_missing_figure_fail(value: float | None, code: int, tmp_path: Path):
-    write_figures(tmp_path / "before.json", "gpu", [Figure("time", 10, "ms")])
-    write_figures(tmp_path / "after.json", "gpu", [] if value is None else [Figure("time", value, "ms")])
+    write_figures(tmp_path / "before.json", "gpu", [DeviceFigure("time", 10, "ms")])
+    write_figures(tmp_path / "after.json", "gpu", [] if value is None else [DeviceFigure("time", value, "ms")])
     result = CliRunner().invoke(figures.app, [str(tmp_path / "before.json"), str(tmp_path / "after.json")])
     assert result.exit_code == code, result.output
 
 
 def test_figures_of_two_devices_are_not_compared(tmp_path: Path):
     for name in ("one", "two"):
-        write_figures(tmp_path / f"{name}.json", name, [Figure("time", 10, "ms")])
+        write_figures(tmp_path / f"{name}.json", name, [DeviceFigure("time", 10, "ms")])
     result = CliRunner().invoke(figures.app, [str(tmp_path / "one.json"), str(tmp_path / "two.json")])
     assert result.exit_code == 2

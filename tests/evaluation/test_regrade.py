@@ -23,7 +23,7 @@ from harness.evaluation.regrading import RegradedCell, regrade_runs, regrade_tab
 from harness.pipeline.checkpoint_matrix import matrix_table
 from harness.pipeline.run import run
 from harness.rundir.stage_folder import StageFolder
-from reports.compare.comparison import Stages
+from reports.compare.comparison import StageComparison
 from reports.data.frames import load_frames
 from reports.data.methods import find_methods
 from tests.support.models import write_task
@@ -171,7 +171,7 @@ def test_the_command_prints_old_and_new_scores(
 
 def test_a_comparison_says_whose_grades_it_shows(finished: Path):
     regrade_runs([finished], "aopd", trust=True)
-    assert Stages(find_methods([finished], least=1), 0, 2).notes() == []
-    notes = Stages(find_methods([finished], grader="aopd", least=1), 0, 2).notes()
+    assert StageComparison(find_methods([finished], least=1), 0, 2).notes() == []
+    notes = StageComparison(find_methods([finished], grader="aopd", least=1), 0, 2).notes()
     (note,) = notes
     assert re.search(r"\bgrader aopd; made_up, ", note)

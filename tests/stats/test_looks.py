@@ -15,7 +15,7 @@ from scipy import stats
 from harness.stats.claim_verdicts import DIFFERENT, EQUIVALENT, NO_VERDICT, NOT_RESOLVED, SUPPORTED, judge, p_of
 from harness.stats.estimates import Estimate, ItemTable
 from harness.stats.intervals import interval_from
-from harness.stats.looks import LEVEL, SEEDS, error_spent, level_at, look_levels
+from harness.stats.looks import ALPHA, FEWEST_SEEDS, error_spent, level_at, look_levels
 from harness.stats.two_way import two_way_interval
 
 LOOKS = (3, 5, 10)
@@ -50,7 +50,7 @@ def test_all_error_is_spent_at_the_end_and_little_before():
 @given(st.sets(st.integers(3, 40), min_size=2, max_size=8).map(lambda found: tuple(sorted(found))))
 def test_the_last_look_gets_what_is_left_and_all_looks_add_up_to_at_least_the_whole(looks: tuple[int, ...]):
     levels = look_levels(looks)
-    assert levels[-1] - 1e-9 <= LEVEL <= sum(levels) + 1e-9
+    assert levels[-1] - 1e-9 <= ALPHA <= sum(levels) + 1e-9
     assert min(levels) >= 0
 
 
@@ -63,8 +63,8 @@ def test_looks_that_do_not_increase_are_refused(looks: tuple[int, ...]):
 def test_the_level_is_that_of_the_look_and_there_is_none_between_looks():
     assert [level_at(seeds, LOOKS) for seeds in LOOKS] == list(look_levels(LOOKS))
     assert all(math.isnan(level_at(seeds, LOOKS)) for seeds in (2, 4, 9, 11))
-    assert level_at(7, ()) == LEVEL
-    assert level_at(SEEDS, (2, SEEDS)) == LEVEL  # two seeds test nothing, so they spend nothing
+    assert level_at(7, ()) == ALPHA
+    assert level_at(FEWEST_SEEDS, (2, FEWEST_SEEDS)) == ALPHA  # two seeds test nothing, so they spend nothing
 
 
 def test_a_verdict_is_given_at_the_level_of_the_look():

@@ -24,11 +24,9 @@ from operator import add
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from harness.stats.estimates import Estimate, ItemTable
-
-Vector = NDArray[np.float64]
+from harness.stats.intervals import Vector
 
 LEAST = 0.05  # the smallest common range of learning, as a share
 UPPER = 0.9  # the part of the common range that is compared

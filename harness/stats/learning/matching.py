@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from harness.stats.intervals import Interval, has_width
+from harness.stats.looks import FEWEST_SEEDS
 
-FEWEST_SEEDS = 3
 MARGIN = 0.05  # a share, of learning accuracy
 MATCHED, ON_AVERAGE, UNMATCHED = "matched", "matched on average only", "unmatched"
 
@@ -12,7 +12,7 @@ MATCHED, ON_AVERAGE, UNMATCHED = "matched", "matched on average only", "unmatche
 def how_matched(learned: Interval, margin: float = MARGIN) -> str:
     """Return MATCHED if the interval of a difference in learning is within ±margin, ON_AVERAGE if only its mean is.
 
-    Anything else is UNMATCHED. An interval over fewer than three seeds, or without width, is never MATCHED.
+    Anything else is UNMATCHED. An interval over fewer than FEWEST_SEEDS seeds, or without width, is never MATCHED.
     """
     if has_width(learned, FEWEST_SEEDS) and learned.low >= -margin and learned.high <= margin:
         return MATCHED

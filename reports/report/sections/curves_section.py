@@ -6,9 +6,9 @@ import math
 
 import pandas as pd
 
-from harness.stats.claim_verdicts import SEEDS
 from harness.stats.intervals import resolved
 from harness.stats.learning.equal_learning import LEAST
+from harness.stats.looks import FEWEST_SEEDS
 from harness.stats.significance import p_value
 from reports.document.blocks import Grid, Picture, Section, Text
 from reports.figures.draw_curves import draw_curves
@@ -63,7 +63,7 @@ def equal_learning_grid(table: pd.DataFrame) -> Grid:
             ]
         )
     strong = frozenset(
-        (place, 4) for place, row in enumerate(table.to_dict("records")) if resolved(row["difference"], SEEDS)
+        (place, 4) for place, row in enumerate(table.to_dict("records")) if resolved(row["difference"], FEWEST_SEEDS)
     )
     header = ["methods", "stage", "seeds", "learning compared, %", "kept at equal learning, points ↑", "p"]
     return Grid(f"Differences at equal learning (at least {100 * LEAST:g} points in common)", header, rows, strong)

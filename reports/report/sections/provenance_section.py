@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from harness.rundir.records.overlap_record import NGRAM
 from reports.data.frames import Frames
 from reports.data.setting_differences import differences_of_report
 from reports.document import grids, sentences
@@ -12,9 +13,9 @@ from reports.document.blocks import Bullets, Code, Folded, Section, Text
 from reports.report.report_data import ReportData
 
 OVERLAP = (
-    "Exact: test items whose whole prompt is also a training prompt. 13-gram hits: test items that share 13 words in a "
-    "row with a training prompt, apart from templates. Mean share: the shared part of these items. Too short: items of fewer "
-    "than 13 words, compared only as a whole."
+    f"Exact: test items whose whole prompt is also a training prompt. {NGRAM}-gram hits: test items that share {NGRAM} words "
+    "in a row with a training prompt, apart from templates. Mean share: the shared part of these items. Too short: items of "
+    f"fewer than {NGRAM} words, compared only as a whole."
 )
 
 

@@ -13,6 +13,7 @@ from harness.rundir.reader import IDENTITY
 from harness.stats.sampling import mean_ratio
 from reports.data.frames import Frames
 from reports.document.blocks import Picture, Section, Text
+from reports.figures.curves import SMOOTHING
 from reports.figures.draw_pulls import draw_agreement, draw_pulls
 from reports.formatting import format_interval, format_nats, format_percent, format_pull
 from reports.report.report_data import ReportData
@@ -24,14 +25,14 @@ PULLS = (
     "and the noise around the teacher then drifts to higher entropy. Do not compare up with down: their scales differ, "
     "because the student is mostly below its teacher. With two tokens, student probability q and teacher probability p, the "
     "asymmetric loss of arXiv 2605.06387 pulls up by 2 (1−q)(p−q) and down by 2 q (q−p), to first order: harder down where "
-    "q is high. Tokens are sampled, so a mean may be negative. Rolling mean of 5 steps within a stage; bands run from the "
-    "lowest to the highest seed."
+    f"q is high. Tokens are sampled, so a mean may be negative. Rolling mean of {SMOOTHING} steps within a stage; bands run "
+    "from the lowest to the highest seed."
 )
 AGREEMENT = (
     "The upper panel shows the share of the teacher's K most probable tokens that are among the student's K. The lower "
     "panel shows the probability that student (solid) and teacher (dashed) give these tokens. Both are means over the "
     "response tokens trained on. K differs between methods, so compare levels only at equal K, and look at how each line "
-    "changes. Rolling mean of 5 steps within a stage; bands run from the lowest to the highest seed."
+    f"changes. Rolling mean of {SMOOTHING} steps within a stage; bands run from the lowest to the highest seed."
 )
 
 

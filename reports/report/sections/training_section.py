@@ -8,6 +8,7 @@ from reports.data.frames import ADVANTAGE
 from reports.data.tables import advantage_table
 from reports.document import grids, sentences
 from reports.document.blocks import Folded, Grid, Picture, Section, Text
+from reports.figures.curves import SMOOTHING
 from reports.figures.draw_training import ENTROPY_TITLE, draw_advantage, draw_entropy, draw_training
 from reports.formatting import (
     format_decimal,
@@ -21,7 +22,7 @@ from reports.report.report_data import ReportData
 
 ENTROPY = (
     "Mean entropy of the student's next-token distribution (full vocabulary) at the answer tokens that it was trained on. "
-    "Rolling mean of 5 steps within a stage; the band runs from the lowest to the highest seed."
+    f"Rolling mean of {SMOOTHING} steps within a stage; the band runs from the lowest to the highest seed."
 )
 CALIBRATED = (
     "Policy − greedy: score of answers sampled at temperature 1 minus score of greedy answers, each task right after its own "
@@ -30,8 +31,8 @@ CALIBRATED = (
     "over training steps, for methods that train on their own answers."
 )
 ROUTED = (
-    "Share of answer tokens that took the forward KL instead of the policy gradient. Rolling mean of 5 steps within "
-    "a stage; the band runs from the lowest to the highest seed."
+    f"Share of answer tokens that took the forward KL instead of the policy gradient. Rolling mean of {SMOOTHING} steps "
+    "within a stage; the band runs from the lowest to the highest seed."
 )
 TAILS = (
     "Advantage of the sampled token, log p(y) − log q(y). A token that is improbable under the teacher has a large negative "
@@ -70,7 +71,7 @@ def make_routing(report_data: ReportData) -> Section | None:
     if steps[["routed_fkl", "advantage_q50"]].isna().all(axis=None):
         return None
     routed = steps.dropna(subset="routed_fkl")
-    name = "Tokens routed to forward KL, rolling mean of 5 steps within a stage"
+    name = f"Tokens routed to forward KL, rolling mean of {SMOOTHING} steps within a stage"
     share = Picture(
         "routed",
         "Tokens routed to forward KL",

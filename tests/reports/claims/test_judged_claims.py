@@ -26,12 +26,13 @@ from harness.stats.claim_verdicts import (
 from harness.stats.two_way import two_way_interval
 from reports.claims.claim_file import claim_metrics, metrics_of_tasks, read_claims
 from reports.claims.evidence import Evidence
-from reports.claims.judge_claims import EXPLORATORY, Verdict, judge_claims
+from reports.claims.judge_claims import EXPLORATORY, Verdict, judge_by_setting, judge_claims
 from reports.claims.render_verdicts import explain_verdict, format_reported, verdicts_grid, write_verdicts
 from reports.data.calibration import ProfileFigure
+from reports.data.frames import load_frames
 from reports.data.learning_curves import CurveFigure
-from reports.data.methods import find_methods
-from reports.terminal.report_commands import judge_by_setting
+from reports.data.methods import find_methods, methods_of
+from reports.terminal.report_commands import show_by_setting
 from tests.support.reports.claim_factory import write_claims
 from tests.support.reports.run_factory import curve_points, write_run
 
@@ -325,8 +326,9 @@ def test_a_report_s_claims_are_judged_for_each_suite_and_order_apart(tmp_path: P
     for suite, adapter, seed in product(("tiny", "other"), ("opd", "aopd"), range(3)):
         write_run(runs, adapter, seed, suite=suite)
     files, text = [read_claims("aopd")], io.StringIO()
-    judge_by_setting(Console(file=text, width=150), files, [runs], tmp_path / "several", "")
-    judge_by_setting(Console(file=text, width=150), files, [runs / "tiny"], tmp_path / "one", "")
+    for folder, name in ((runs, "several"), (runs / "tiny", "one")):
+        judged = judge_by_setting(files, methods_of(load_frames([folder])))
+        show_by_setting(Console(file=text, width=150), files, judged, tmp_path / name)
     assert ["other, default" in text.getvalue(), "tiny, default" in text.getvalue()] == [True, True]
     several, one = (
         sorted(str(p.relative_to(tmp_path)) for p in tmp_path.glob(f"{name}/**/*.csv")) for name in ("several", "one")

@@ -18,7 +18,7 @@ from harness.rundir.reader import find_runs
 from harness.rundir.registered_claims import registrations_for
 from harness.rundir.store import read_manifest
 from harness.stats.claim_verdicts import NO_VERDICT, SUPPORTED
-from harness.stats.looks import SEEDS
+from harness.stats.looks import FEWEST_SEEDS
 from reports.claims.claim_file import ClaimFile
 from reports.claims.evidence import Evidence
 from reports.claims.judge_claims import Verdict, judge_claims
@@ -121,7 +121,7 @@ def test_looks_that_cannot_be_kept_are_refused(looks: list[int], tmp_path: Path)
 
 
 def test_a_look_needs_as_many_seeds_as_a_verdict():
-    assert FIRST_LOOK == SEEDS
+    assert FIRST_LOOK == FEWEST_SEEDS
 
 
 def test_looks_change_no_run():

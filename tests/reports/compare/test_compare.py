@@ -23,7 +23,7 @@ from harness.stats.significance import holm
 from reports.claims.claim_file import read_claims
 from reports.claims.evidence import Evidence
 from reports.claims.judge_claims import judge_claims
-from reports.compare.comparison import Comparison, Stages
+from reports.compare.comparison import Comparison, StageComparison
 from reports.compare.headline import headline_of
 from reports.compare.rows import AVERAGE, comparison_table, comparison_table_by_seed
 from reports.data.calibration import CALIBRATION
@@ -174,7 +174,7 @@ def test_an_earlier_stage_ends_the_comparison_there(two: list[Path]):
 
 
 def test_two_stages_of_a_method(two: list[Path]):
-    rows = {row.task: row for row in Stages(find_methods(two[1:], least=1), 1, 2).rows}
+    rows = {row.task: row for row in StageComparison(find_methods(two[1:], least=1), 1, 2).rows}
     found = rows["tiny_arithmetic"].difference
     assert (found.base, found.other, found.lost, found.gained) == (pytest.approx(0.8), pytest.approx(0.3), 15, 0)
 

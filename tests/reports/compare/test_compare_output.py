@@ -14,20 +14,21 @@ import pytest
 
 from harness.cli.app import main
 from reports.compare.comparison import Comparison
-from reports.compare.render_comparison import latex, latex_table, markdown, markdown_table
+from reports.compare.render_comparison import to_latex, to_markdown
 from reports.data.csv_text import to_csv_text
 from reports.data.methods import find_methods
+from reports.document.text_tables import latex_table, markdown_table
 
 
 def test_latex_is_booktabs_without_a_character_that_pdflatex_lacks(two: list[Path]):
-    text = latex(Comparison(find_methods(two)))
+    text = to_latex(Comparison(find_methods(two)))
     assert r"\toprule" in text
     assert r"learned: tiny\_arithmetic & 60.0 & 80.0 & +20.0" in text
     assert text.isascii()
 
 
 def test_latex_fits_a_page_with_label_and_note_and_runs_no_command_of_a_name(two: list[Path]):
-    text = latex(Comparison(find_methods(two)))
+    text = to_latex(Comparison(find_methods(two)))
     assert r"\label{tab:aopd-minus-opd}" in text
     assert text.count(r"\footnotesize") == 1
     assert max(row.count("&") for row in text.splitlines()) <= 5
@@ -51,7 +52,7 @@ def test_a_csv_holds_no_formula():
 
 def test_markdown_has_one_line_per_row(two: list[Path]):
     compared = Comparison(find_methods(two))
-    lines = markdown(compared, ["A sentence."]).splitlines()
+    lines = to_markdown(compared, ["A sentence."]).splitlines()
     assert lines[0] == "A sentence."
     assert sum(line.startswith("| ") for line in lines) == len(compared.rows) + 1
 

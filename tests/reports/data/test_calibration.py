@@ -14,7 +14,7 @@ from reports.claims.judge_claims import judge_claims
 from reports.compare.comparison import Comparison
 from reports.data.calibration import CALIBRATION, calibration, calibration_table
 from reports.data.frames import load_frames
-from reports.data.methods import Method, find_methods
+from reports.data.methods import Method, find_methods, methods_of
 from tests.support.reports.run_factory import SCORES, STAGES, write_run
 
 SAMPLED: dict[str, Any] = {"temperature": 1, "top_p": None, "top_k": None}
@@ -66,7 +66,7 @@ def test_it_stands_next_to_entropy_and_in_comparisons(tmp_path: Path):
         write(tmp_path, "opd", seed, 0.8, 0.7)
         write(tmp_path, "aopd", seed, 0.9, 0.5 + 0.1 * (seed == 1))
     frames = load_frames([tmp_path])
-    means = {row["label"]: row["calibration"].mean for row in calibration_table(frames).to_dict("records")}
+    means = {row["label"]: row["calibration"].mean for row in calibration_table(methods_of(frames)).to_dict("records")}
     assert means == pytest.approx({"opd": -0.1, "aopd": -1.1 / 3})
     compared = Comparison(find_methods([tmp_path / "tiny/opd", tmp_path / "tiny/aopd"]))
     row = compared.row("aopd", CALIBRATION)

@@ -13,7 +13,7 @@ from harness.rundir.records.training_records import CurvePoint
 from harness.stats.estimates import Estimate
 from harness.stats.learning.equal_learning import NO_COMMON_LEARNING
 from reports.compare.comparison import Comparison
-from reports.compare.render_comparison import markdown
+from reports.compare.render_comparison import to_markdown
 from reports.compare.rows import AVERAGE
 from reports.data.frames import load_frames
 from reports.data.learning_curves import (
@@ -91,7 +91,7 @@ def test_a_comparison_has_a_row_over_stages_and_one_for_each(runs: Path):
     assert rows[AVERAGE].difference.interval.mean > 0
     assert rows[STAGES[1]].learning == NO_COMMON_LEARNING
     assert not rows[STAGES[1]].judged
-    assert NO_COMMON_LEARNING in markdown(compared)
+    assert NO_COMMON_LEARNING in to_markdown(compared)
 
 
 def test_curves_on_different_items_are_not_compared(runs: Path):

@@ -83,7 +83,7 @@ def test_entropy_names_the_stages_and_divides_them(frames: Frames):
 
 
 def test_smoothing_stays_within_a_stage(frames: Frames):
-    smooth = lines.smoothed(frames.steps, "entropy").set_index(["label", "global_step"])["mean"]
+    smooth = lines.smooth(frames.steps, "entropy").set_index(["label", "global_step"])["mean"]
     # entropies 1, .9, .8, .7 in each stage; the window of 5 holds 3, 4, 4, 3 of them
     assert smooth.loc["opd"].tolist() == pytest.approx([0.9, 0.85, 0.85, 0.8] * 2)
 

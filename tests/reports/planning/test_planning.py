@@ -22,11 +22,11 @@ from harness.stats.design import Components, Design, detectable_difference, equi
 from harness.stats.estimates import Estimate, ItemTable
 from reports.claims.claim_file import ClaimEntry, read_claims
 from reports.data.methods import find_methods
-from reports.planning.pilot import NoPlan, Planning, crossed_table, plan_from_pilot
+from reports.planning.pilot import NoPlan, PlanningBasis, crossed_table, plan_from_pilot
 from reports.planning.planned_runs import PlannedRuns
 from reports.planning.power_plan import plan_claim
 from reports.planning.shipped_priors import plan_from_priors, read_priors
-from reports.study.study_plan import judged_runs
+from reports.study.study_plan import planned_runs_of
 from reports.terminal.plan_command import compare_two
 from tests.support.models import write_yaml
 from tests.support.reports.run_factory import write_run
@@ -62,7 +62,7 @@ def pilot(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def planned(claims: list[ClaimEntry], folder: Path) -> list[Planning | NoPlan]:
+def planned(claims: list[ClaimEntry], folder: Path) -> list[PlanningBasis | NoPlan]:
     return list(plan_from_pilot([(claim, "") for claim in claims], find_methods([folder], least=1), runs_of()))
 
 
@@ -72,14 +72,14 @@ def runs_of(*settings: str, **changes: object) -> PlannedRuns:
     return PlannedRuns(suite, plan_runs(suite, list(suite.adapters), suite.seeds, "default", Path("runs")))
 
 
-def from_priors(claim: ClaimEntry, runs: PlannedRuns | None = None, profile: str = "") -> Planning | NoPlan:
+def from_priors(claim: ClaimEntry, runs: PlannedRuns | None = None, profile: str = "") -> PlanningBasis | NoPlan:
     (found,) = plan_from_priors([(claim, profile)], runs or runs_of())
     return found
 
 
 def test_the_components_are_recovered_from_run_directories(pilot: Path):
     (found,) = planned([LEARNED], pilot)
-    assert isinstance(found, Planning)
+    assert isinstance(found, PlanningBasis)
     assert found.design == Design(8, ITEMS, ANSWERS)
     for part in ("clusters", "interaction", "answers"):
         assert getattr(found.components, part) == pytest.approx(getattr(TRUE, part), rel=0.35), part
@@ -88,7 +88,7 @@ def test_the_components_are_recovered_from_run_directories(pilot: Path):
 
 def test_costs_are_those_of_the_pilot_s_runs(pilot: Path):
     (found,) = planned([LEARNED], pilot)
-    assert isinstance(found, Planning)
+    assert isinstance(found, PlanningBasis)
     # Each run took 40 seconds, of which 13.5 evaluated.
     assert found.costs.hours(Design(1, ITEMS, ANSWERS)) == pytest.approx(2 * 40 / 3600)
     assert found.costs.hours(Design(1, 2 * ITEMS, ANSWERS)) == pytest.approx(2 * 53.5 / 3600)
@@ -108,7 +108,7 @@ def test_a_table_s_mean_is_the_effect_over_several_tasks_and_clusters():
 
 def test_a_plan_is_what_the_statistics_say():
     subject = from_priors(LEARNED)
-    assert isinstance(subject, Planning)
+    assert isinstance(subject, PlanningBasis)
     plan = plan_claim(subject, 3, 3, 1)
     smallest = 100 * detectable_difference(subject.components, Design(3, 200))
     assert plan.difference.smallest == pytest.approx(smallest)
@@ -123,7 +123,7 @@ def test_a_plan_is_what_the_statistics_say():
 def test_a_claim_with_a_margin_says_how_many_seeds_show_that_nothing_differs():
     with_margin = LEARNED.model_copy(update={"margin": 4.0})
     subject = from_priors(with_margin)
-    assert isinstance(subject, Planning)
+    assert isinstance(subject, PlanningBasis)
     found = plan_claim(subject, 3, 3, 1).equivalence
     assert found is not None
     parts = subject.components
@@ -144,7 +144,7 @@ def test_a_claim_with_a_margin_says_how_many_seeds_show_that_nothing_differs():
 
 def test_the_number_of_seeds_is_as_sure_as_the_pilot_is_large():
     subject = from_priors(LEARNED)
-    assert isinstance(subject, Planning)
+    assert isinstance(subject, PlanningBasis)
     found = [
         plan_claim(replace(subject, design=replace(subject.design, seeds=seeds)), 10, 3, 1).difference
         for seeds in (5, 20, 200)
@@ -163,7 +163,7 @@ def test_the_number_of_seeds_is_as_sure_as_the_pilot_is_large():
 
 def test_looks_ask_for_no_fewer_seeds():
     subject = from_priors(LEARNED)
-    assert isinstance(subject, Planning)
+    assert isinstance(subject, PlanningBasis)
     plain, looked = (plan_claim(subject, 10, 10, 1, looks=looks).difference for looks in ([], [5, 10]))
     assert looked.power <= plain.power
     assert looked.power == pytest.approx(plain.power, abs=0.02)
@@ -232,7 +232,7 @@ def test_the_dry_run_says_what_the_seeds_can_find(micro_file: Path):
 def test_a_claim_is_planned_against_its_smallest_effect():
     """A difference of 5 points over a smallest effect of 3 takes as much as one of 2 over none; 3 points show nothing."""
     subject = from_priors(LEARNED)
-    assert isinstance(subject, Planning)
+    assert isinstance(subject, PlanningBasis)
     demanding = replace(subject, smallest_effect=3.0)
     plain, above = (plan_claim(each, size, 5, 1).difference for each, size in ((subject, 2.0), (demanding, 5.0)))
     assert above.power == plain.power
@@ -284,9 +284,9 @@ def test_equal_learning_has_its_own_priors_by_stage_and_counts_the_items_of_curv
     whole, of_second, ends = (
         from_priors(each, runs) for each in (KEPT, KEPT.model_copy(update={"scope": second}), at_end)
     )
-    assert isinstance(whole, Planning)
-    assert isinstance(of_second, Planning)
-    assert isinstance(ends, Planning)
+    assert isinstance(whole, PlanningBasis)
+    assert isinstance(of_second, PlanningBasis)
+    assert isinstance(ends, PlanningBasis)
     assert len({whole.components, of_second.components, ends.components}) == 3
     priors = read_priors().equal_learning
     assert whole.design.clusters == priors.figures["probe_change"].clusters * 50 // priors.items
@@ -303,11 +303,11 @@ def test_a_score_in_the_middle_of_a_run_has_not_the_prior_of_its_end():
 
 
 def test_a_claim_at_the_best_rate_pays_for_the_runs_at_all_rates():
-    runs, (entry, profile) = judged_runs(plan_study("tiny")), claim("ends")
+    runs, (entry, profile) = planned_runs_of(plan_study("tiny")), claim("ends")
     best = from_priors(entry, runs, profile)
     own = from_priors(claim("ends-own-rate")[0], runs, profile)
-    assert isinstance(best, Planning)
-    assert isinstance(own, Planning)
+    assert isinstance(best, PlanningBasis)
+    assert isinstance(own, PlanningBasis)
     assert best.costs.methods == 4 * own.costs.methods == 8  # four learning rates of two methods
     assert best.seeds == own.seeds == 3
 
@@ -333,7 +333,7 @@ def test_a_claim_from_a_common_checkpoint_is_planned_on_the_runs_that_begin_at_o
     branch = load_suite("tiny", settings={**settings, "evaluation.curve_profile": "paper"})
     branches = plan_runs(branch, ["opd", "aopd"], [0, 1, 2, 3], "default", Path("runs"))
     found = from_priors(entry, replace(without, branches=branches), profile)
-    assert isinstance(found, Planning)
+    assert isinstance(found, PlanningBasis)
     assert (found.seeds, found.design.clusters, found.margin) == (4, 150, 2)
     assert "its own weights" in found.source
     other = load_suite("tiny", settings=settings)

@@ -37,7 +37,8 @@ from reports.document.blocks import Grid
 from reports.study.contrasts import find_contrasts
 from reports.study.factors import describe_factor
 from reports.study.matched_settings import FORGETTING, RETENTION, describe_matching, pair_settings, pairs_grid
-from reports.study.study_results import Config, Results, collect
+from reports.study.study_plan import Config
+from reports.study.study_results import Results, collect
 from reports.study.study_verdicts import judge_study
 from tests.support.reports.run_factory import curve_points, write_finished
 from tests.support.reports.study_factory import constant, fill, study

@@ -60,8 +60,8 @@ def test_a_rate_is_that_of_the_method_s_own_training(tmp_path: Path):
     plan = study(tmp_path, {"method": METHODS}, overrides=["adapters.sft.training.optimizer={lr: 1.0e-3}"], seeds=[0])
     fill(plan, scores)
     results = collect(plan)
-    assert list(results.rates("weak", "sft")) == [1e-3]
-    assert list(results.rates("weak", "opd")) == [2e-4]
+    assert list(results.layout.rates("weak", "sft")) == [1e-3]
+    assert list(results.layout.rates("weak", "opd")) == [2e-4]
     assert set(results.points.loc[results.points["adapter"] == "sft", "learning_rate"]) == {1e-3}
 
 
@@ -69,7 +69,7 @@ def test_a_factor_that_fixes_something_else_gives_no_rate(tmp_path: Path):
     fixed = {**RATES, "fixed": {"training.optimizer.eps": 1.0e-5}, "values": [1.0e-4]}
     plan = study(tmp_path, {"rate": RATES, "other": {**fixed, "values": [3.0e-4]}}, seeds=[0])
     fill(plan, scores)
-    assert list(collect(plan).rates("weak", "opd")) == [1e-4, 2e-4]
+    assert list(collect(plan).layout.rates("weak", "opd")) == [1e-4, 2e-4]
 
 
 def test_two_suites_at_one_rate_are_refused(tmp_path: Path):

@@ -17,7 +17,8 @@ from harness.config.run_spec import RunSpec
 from harness.pipeline.sweeps.study_runs import Plan
 from reports.study.build_study import build_study
 from reports.study.factors import factor_grid
-from reports.study.study_results import Config, collect
+from reports.study.study_plan import Config
+from reports.study.study_results import collect
 from tests.support.reports.run_factory import TAUGHT
 from tests.support.reports.study_factory import constant, fill, study
 

@@ -14,7 +14,7 @@ from harness.rundir.files import write_json
 from reports.document.blocks import Block, Bullets, Grid
 from reports.formatting import format_interval, format_points
 from reports.study.factors import factor_grid
-from reports.study.profile_blocks import describe_cost, describe_ends_below, profile_blocks
+from reports.study.profile_blocks import describe_ends_below, describe_learned_and_ended, profile_blocks
 from reports.study.study_results import Results, collect
 from tests.support.reports.run_factory import write_finished
 from tests.support.reports.study_factory import constant, study
@@ -88,9 +88,9 @@ def test_seeds_that_start_from_other_weights_are_no_pairs_in_any_sentence_or_tab
         file = spec.path / "manifest.json"
         write_json(file, json.loads(file.read_text()) | {"weights": {"start": f"{spec.entry}{spec.seed}"}})
     results = collect(plan)
-    own = [results.own(results.starts[0], name) for name in ("aopd", "opd")]
+    own = [results.layout.own(results.layout.starts[0], name) for name in ("aopd", "opd")]
     learned = format_interval(results.paired(own[0], own[1], "learning_accuracy"), format_points)
-    (sentence,) = describe_cost(results, "greedy")
+    (sentence,) = describe_learned_and_ended(results, "greedy")
     assert learned in sentence
     table = grids(profile_blocks(results))["Differences by profile"]
     assert table.rows[0][1] == learned
