@@ -6,6 +6,7 @@ import importlib.metadata
 import importlib.util
 import os
 import subprocess
+import sys
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -193,6 +194,32 @@ def test_what_the_engine_started_ends_with_it(killed: bool, fake: Path):
     else:
         engine.close()
     _, alive = psutil.wait_procs([worker], timeout=10)
+    assert alive == []
+
+
+RUN = """
+import sys
+from pathlib import Path
+from harness.engines import vllm
+from harness.engines.backend import EngineSite
+from harness.engines.vllm_backend import VLLM
+vllm.version = lambda _: "0"
+engine = vllm.VLLMEngine(Path("fine"), VLLM(), EngineSite("cpu", "float32", 1, Path(sys.argv[1])))
+print(engine._process.pid, flush=True)
+engine.load(Path("computes"))
+"""
+
+
+@pytest.mark.slow
+def test_an_engine_in_the_middle_of_a_request_ends_with_its_killed_run(fake: Path):
+    run = subprocess.Popen([sys.executable, "-c", RUN, str(fake)], stdout=subprocess.PIPE, text=True)
+    assert run.stdout is not None
+    engine = psutil.Process(int(run.stdout.readline()))
+    processes = [engine, *engine.children()]
+    assert len(processes) == 2
+    run.kill()
+    run.wait()
+    _, alive = psutil.wait_procs(processes, timeout=20)
     assert alive == []
 
 

@@ -79,3 +79,19 @@ def test_a_groups_items_keep_their_tasks_clusters_and_old_cells_count_each_item(
     found = group_cell(group, {"t": cell, "old": old}).samples.drop_duplicates("item_id")
     assert list(found["cluster"])[:3] == ["t/one", "t/one", "t/two"]
     assert list(found["cluster"])[4:] == list(found["item_id"])[4:]
+
+
+def test_the_grading_key_names_the_function_that_grades(tmp_path: Path):
+    (tmp_path / "graders.py").write_text(
+        "def strict(doc, results):\n    return {'strict': 0.0, 'parsed': 1.0}\n"
+        "def lenient(doc, results):\n    return {'strict': 1.0, 'parsed': 1.0}\n"
+    )
+    keys = set()
+    for name in ("strict", "lenient"):
+        file = write_task(tmp_path, docs=DOCS, metadata={"version": 1, "harness": {"metric": "strict"}})
+        text = file.read_text()
+        own = [line for line in text.splitlines() if line.startswith("process_results")]
+        changed = f"process_results: !function graders.{name}"
+        file.write_text(text.replace(own[0], changed) if own else f"{text}\n{changed}\n")
+        keys.add(grader_source(TaskLibrary([tmp_path]).load("made_up")))
+    assert len(keys) == 2

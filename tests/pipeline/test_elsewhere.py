@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -181,3 +182,14 @@ def test_two_commands_that_share_a_store_alone_do_a_run_once(tmp_path: Path):
     assert all("does this run" in text for process, text in zip(started, said, strict=True) if process.returncode), said
     written = {file.read_text() for file in tmp_path.glob("*/*/opd/*/seed0/manifest.json")}
     assert len(written) == 1, "the run that was done, in its folder, in the store, and where it was fetched"
+
+
+def test_the_stores_last_copy_is_made_again_where_it_failed(spec: RunSpec, tmp_path: Path):
+    url = f"file://{tmp_path}/bucket"
+    stored = replace(spec, suite=spec.suite.model_copy(update={"storage": url}), out=tmp_path / "mine")
+    run(stored)
+    copy = tmp_path / "bucket" / stored.path.relative_to(stored.out) / "manifest.json"
+    whole = copy.read_text()
+    copy.write_text(json.dumps({**json.loads(whole), "finished": None}))
+    run(stored)
+    assert copy.read_text() == whole

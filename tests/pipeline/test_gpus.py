@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
+from harness.config.load import load_suite
 from harness.config.run_spec import RunSpec
 from harness.config.suite import Suite
+from harness.errors import ConfigError
 from harness.pipeline.sweeps import sweep
 from harness.pipeline.sweeps.workers import worker_pool
 from harness.rundir.process.progress import silent
@@ -98,3 +100,19 @@ def test_more_workers_than_gpus_are_named(micro: Suite, monkeypatch: pytest.Monk
         sweep.sweep([spec], 3, lambda event: warned.append(event.activity) if event.warning else None)
     assert len(warned) == 1
     assert "3 workers share 2 GPUs" in warned[0]
+
+
+def test_another_gpu_than_the_first_is_chosen_by_what_a_run_sees(micro_file: Path):
+    with pytest.raises(ConfigError, match="CUDA_VISIBLE_DEVICES=1"):
+        load_suite(str(micro_file), ["device=cuda:1"])
+    with pytest.raises(ConfigError, match="auto, cpu or cuda"):
+        load_suite(str(micro_file), ["device=gpu"])
+
+
+def test_runs_that_ask_the_same_rollout_servers_go_one_after_another(micro_file: Path, tmp_path: Path):
+    served = ["backend=vllm_server", "vllm_server.urls=[http://127.0.0.1:9]"]
+    specs = [RunSpec(load_suite(str(micro_file), served), "opd", seed, out=tmp_path) for seed in range(2)]
+    assert sweep.default_workers(specs) == 1
+    with pytest.raises(ConfigError, match="--workers 1"):
+        sweep.sweep(specs, 2, silent)
+    sweep.refuse_shared_engine(specs[:1], 2)

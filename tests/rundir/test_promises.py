@@ -14,22 +14,25 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from adapters.opd import OPD
 from harness.config.load import load_suite
-from harness.config.run_spec import RunSpec
+from harness.config.run_spec import RunSpec, identity_of
 from harness.config.suite import Suite
 from harness.errors import RunError
 from harness.pipeline.processes import stop_signals
 from harness.pipeline.processes.stop_signals import stop_on_signals
 from harness.pipeline.run import run
 from harness.rundir import files
+from harness.rundir.differences import find_differences
 from harness.rundir.files import json_line, read_json, remove_partials, replace_file, write_cell, write_json
 from harness.rundir.process.progress import Event
 from harness.rundir.schema import Session
 from harness.rundir.stage_folder import stage_folder
 from harness.rundir.store import RunStore, is_finished
 from harness.rundir.training.snapshots import FileSnapshots, StopRequest
+from tests.support.models import write_yaml
 from tests.support.reports.records import cell_of, manifest_of
 from tests.support.runs import FOLDERS, cells, flip_a_byte
 from tests.support.runs import manifest as manifest_json
@@ -341,3 +344,28 @@ def test_a_signal_outside_a_training_ends_at_once_and_a_second_one_always():
     request.since -= 1
     with pytest.raises(RunError, match="stopped by SIGINT"):
         ended_by(request, signal.SIGINT)
+
+
+def test_a_stages_own_adapter_goes_on_with_smaller_micro_batches_and_other_settings_are_named(micro_file: Path):
+    raw = yaml.safe_load(micro_file.read_text())
+    raw["stages"] = [{"task": "tiny_weather", "adapter": "sft"}, "tiny_currency"]
+    warm = str(write_yaml(micro_file.with_name("warm.yaml"), raw))
+    plain, smaller, longer = (
+        RunSpec(load_suite(warm, [f"stages.0.adapter={{adapter: sft, training: {training}}}"]), "opd", 0)
+        for training in ("{steps: 2}", "{steps: 2, micro_batch: 1}", "{steps: 3}")
+    )
+    assert smaller.config_hash == plain.config_hash
+    assert set(find_differences(identity_of(plain.config()), identity_of(longer.config()))) == {
+        "stages.0.adapter.training.steps"
+    }
+
+
+def test_the_place_of_a_server_behind_two_teachers_is_no_part_of_a_run(micro_file: Path):
+    def at(port: int) -> str:
+        server = {"kind": "server", "urls": [f"http://127.0.0.1:{port}"], "model": "teacher"}
+        behind = {"kind": "routed", "by_task": {"tiny_weather": server}, "otherwise": server}
+        raw = yaml.safe_load(micro_file.read_text())
+        raw["teacher"] = {"kind": "cache", "path": "scores.db", "of": behind}
+        return RunSpec(load_suite(str(write_yaml(micro_file.with_name("served.yaml"), raw))), "opd", 0).config_hash
+
+    assert at(8000) == at(8001)

@@ -296,3 +296,6 @@ def test_a_run_whose_loss_averages_over_micro_batches_goes_on_with_the_same_size
         store.refuse_another(manifests[0])
         with pytest.raises(RunError, match="the loss depends on it") if refused else nullcontext():
             store.refuse_another(manifests[1])
+        own = RunSpec(load_suite(file, [f"adapters.{entry}.training.micro_batch=2"]), entry, 0, out=tmp_path)
+        with pytest.raises(RunError, match="the loss depends on it") if refused else nullcontext():
+            store.refuse_another(manifest_of(config=own.config(), config_hash=own.config_hash))

@@ -59,6 +59,8 @@ def test_a_warm_up_takes_finished_answers_of_its_domain(data: Mapping[str, str])
         (r"\boxed{1} then \boxed{}", "1"),
         (r"\boxed{\frac{1}{2}} so", r"\frac{1}{2}"),
         (r"\boxed{", ""),
+        (r"\boxed{\boxed{3}} and \boxed{", "3"),
+        (r"\boxed{7} " + r"\boxed{" * 20_000, "7"),
         ("the answer is 3", ""),
         ("", ""),
     ],

@@ -58,7 +58,7 @@ def last_valid_box(text: str) -> str:
     """
     starts = [box.start() for box in BOX.finditer(text)]
     ends = [*starts[1:], len(text)]
-    parts = (text[start:end] for start, end in zip(reversed(starts), reversed(ends), strict=True))
+    parts = (text[start:end] for start, end in zip(reversed(starts), reversed(ends), strict=False))
     return next((held for part in parts if (held := last_box(part))), "")
 
 

@@ -190,3 +190,24 @@ def test_a_store_that_does_not_answer_is_one_sentence(url: str, monkeypatch: pyt
     with pytest.raises(RunError, match="no key") as caught, mine.held(lambda _: None):
         pass
     assert isinstance(caught.value, HarnessError)
+
+
+def test_a_store_that_fails_in_its_own_way_once_does_not_end_the_renewal(url: str, monkeypatch: pytest.MonkeyPatch):
+    class HttpError(Exception):
+        """What a client of a cloud raises; it is no OSError."""
+
+    lease, fails = lease_on(url, "here"), [HttpError("503")]
+    write = lease.system.pipe_file
+
+    def fail_once(path: str, value: bytes, **options: Any) -> None:
+        if fails and path.endswith("000001.json"):
+            raise fails.pop()
+        write(path, value, **options)
+
+    with lease.held(lambda _: None):
+        before = lease.system.cat_file(f"{lease.folder}/000001.json")
+        monkeypatch.setattr(lease.system, "pipe_file", fail_once)
+        deadline = time.monotonic() + 20
+        while fails or lease.system.cat_file(f"{lease.folder}/000001.json") == before:
+            assert time.monotonic() < deadline, "the lease is not renewed"
+            time.sleep(RENEWAL / 4)
