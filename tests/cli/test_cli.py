@@ -51,7 +51,8 @@ def harness(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
 
 def test_a_folder_in_brackets_is_printed_as_it_is(harness: Any, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("reports.report.build.build_report", lambda _, out, *__: out / "report.html")
+    monkeypatch.setattr("reports.data.frames.load_frames", lambda *_: None)
+    monkeypatch.setattr("reports.report.build.write_report", lambda _, out: out / "report.html")
     result = harness("report", "runs/[red]/[/x]")
     assert (result.code, result.out) == (0, "report: runs/[red]/[/x]/report/report.html\n")
 

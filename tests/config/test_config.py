@@ -148,7 +148,7 @@ def test_a_joint_stage_needs_stages_that_train_alike():
         ({"adapters": {}}, "at least 1 item"),
         ({"seeds": []}, "at least 1 item"),
         ({"name": "a/b"}, "should match pattern"),
-        ({"device": "gpu"}, "should match pattern"),
+        ({"device": "gpu"}, "'gpu'.*auto, cpu or cuda"),
     ],
 )
 def test_suites_that_contradict_themselves_are_refused(changes: dict[str, Any], message: str):

@@ -252,7 +252,7 @@ def test_a_run_keeps_the_cells_of_every_profile(finished: RunSpec):
 
 def test_the_order_of_profiles_is_part_of_a_runs_configuration(finished: RunSpec, tmp_path: Path):
     other = profiled(tmp_path, {"sampled": SAMPLED, "greedy": {}})
-    with pytest.raises(RunError, match=r"differs in evaluation\.profiles\)"):
+    with pytest.raises(RunError, match=r"differs in evaluation\.profiles\b"):
         run(RunSpec(other, "none", 0, out=finished.out))
 
 

@@ -19,7 +19,6 @@ from harness.config.base import digest
 from harness.config.models import Model, Scratch
 from harness.config.run_spec import RunSpec
 from harness.config.suite import Suite
-from harness.engines.backend import backend_of
 from harness.errors import ConfigError, HarnessError, RunError
 from harness.pipeline.adapter_checks import emulated_bfloat16
 from harness.pipeline.processes.devices import (
@@ -54,7 +53,7 @@ def default_workers(specs: Sequence[RunSpec]) -> int:
 
     Servers of rollouts hold one set of weights, so runs that ask them go one after another.
     """
-    if any(backend_of(spec.suite).is_shared for spec in specs):
+    if any(_shares_engine(spec) for spec in specs):
         return 1
     if shares := gpu_shares(specs[0].suite):
         return min(len(specs), len(shares))
@@ -65,11 +64,15 @@ def default_workers(specs: Sequence[RunSpec]) -> int:
 
 def refuse_shared_engine(todo: Sequence[RunSpec], at_once: int) -> None:
     """Raise `ConfigError` where several runs at once would overwrite one another's weights on the servers that they ask."""
-    if at_once > 1 and len(todo) > 1 and any(backend_of(spec.suite).is_shared for spec in todo):
+    if at_once > 1 and len(todo) > 1 and any(_shares_engine(spec) for spec in todo):
         raise ConfigError(
             f"{len(todo)} runs, {at_once} at a time, would share the servers of backend {todo[0].suite.backend}, which hold "
             "the weights of one run; do them one after another with --workers 1, or give each run its own servers and --out"
         )
+
+
+def _shares_engine(spec: RunSpec) -> bool:
+    return bool(getattr(spec.suite.engine, "is_shared", False))
 
 
 def gpu_shares(suite: Suite) -> list[str]:
