@@ -191,9 +191,9 @@ def _do_runs(
 
     from harness.pipeline.sweeps.sweep import default_workers, sweep
     from harness.rundir.process.progress import Display
-    from harness.rundir.store import is_finished
+    from harness.rundir.shared.remote_stages import is_done
 
-    todo = [spec for spec in specs if not is_finished(spec)]
+    todo = [spec for spec in specs if not is_done(spec)]
     if todo:
         with Display(console) as display:
             on_the_way = ReportsOnTheWay(display, reporters, specs, todo)
@@ -218,8 +218,9 @@ def _do_study(console: SafeConsole, planned: Plan, workers: int | None, max_hour
     from harness.pipeline.adapter_checks import check_adapters
     from harness.pipeline.sweeps.sweep import default_workers, sweep
     from harness.rundir.process.progress import Display
+    from harness.rundir.shared.remote_stages import is_done
 
-    todo = planned.todo
+    todo = [spec for spec in planned.specs if not is_done(spec)]
     workers = workers or default_workers(todo or planned.specs)
     for suite in {spec.suite.name: spec.suite for spec in planned.specs}.values():
         check_adapters(suite, {spec.entry for spec in planned.specs if spec.suite.name == suite.name})

@@ -18,7 +18,7 @@ AMPERE = 8.0  # the compute capability of the first GPUs with bfloat16
 
 
 def has_bfloat16(device: str) -> bool:
-    """Return whether a suite's `device` (auto, cpu, cuda, cuda:N) multiplies in bfloat16 in hardware on this machine.
+    """Return whether a suite's `device` multiplies in bfloat16 in hardware on this machine.
 
     With several GPUs all that this process may see have to. Raises `ConfigError` where the driver does not answer.
     """

@@ -1,4 +1,4 @@
-"""The process in which vLLM runs: `python -m harness.engines.vllm_process FD`, started by `harness.engines.vllm`.
+"""The process in which vLLM runs: `python -m harness.engines.vllm_process FD PARENT`, started by `harness.engines.vllm`.
 
 A separate process frees its memory when it ends, needs no guarded `__main__` in the user's script, and can crash without the
 run. The engine core runs in this same process, so an error is raised here with its own cause. Requests come as (name,

@@ -112,7 +112,7 @@ class ServedEngine:
             self._command("/collective_rpc", {"method": "prepare_after_transfer"})
         else:
             with _shared_copy(checkpoint, self.backend.shared_folder) as folder:
-                place = str(folder.resolve())  # a server has a working directory of its own
+                place = str(folder.absolute())  # a server has a working directory of its own
                 self._command("/collective_rpc", {"method": "take_weights", "kwargs": {"folder": place}})
         self._check_hand_over()
         self.weights = weights

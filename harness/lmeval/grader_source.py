@@ -15,8 +15,8 @@ from harness.lmeval.task import Task
 def grader_source(task: Task) -> str:
     """Return a hash of what decides a grade besides the references: the grader's package, filters and metrics."""
     config = task.config
-    own = [_plain(config.process_results)] if callable(config.process_results) else []
-    parts = [*map(str, own), *(str(_plain(listed)) for listed in (config.filter_list, config.metric_list)), task.metric]
+    own = str(_plain(config.process_results)) if callable(config.process_results) else ""
+    parts = [own, *(str(_plain(listed)) for listed in (config.filter_list, config.metric_list)), task.metric]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 

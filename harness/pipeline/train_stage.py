@@ -115,7 +115,8 @@ class StageTrainer:
         weights = self.resources.verify(checkpoint, before)
         uploads = self.remote.uploads(folder, self.resources.warn)
         snapshots = snapshots_at_once(self.suite)
-        size = 4 * stored_parameters(checkpoint)  # a stage saves float32, whatever the start's file holds
+        files = sum(file.stat().st_size for file in checkpoint.rglob("*") if file.is_file())
+        size = 4 * stored_parameters(checkpoint) or files  # a stage saves float32, whatever the start's file holds
         if adapter.updates and (warning := check_space(self.spec.path, size, stage.name, snapshots)):
             self.resources.warn(warning)
         with self.phase("models"):

@@ -8,6 +8,7 @@ description is a row of docs/run-directory.md, which `python -m harness.rundir.s
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 from pydantic import Field
@@ -224,3 +225,8 @@ def _trained_on(kind: str, options: Mapping[str, Any]) -> tuple[Source, ...]:
         return ("student",) if share == 1 else ("student", "data") if share else ("data",)
     known: dict[str, tuple[Source, ...]] = {"sft": ("data",), "seqkd": ("teacher",), "external": ("data",), CONTROL: ()}
     return known.get(kind, ("student",))
+
+
+def now() -> str:
+    """Return the current time as records hold it: UTC, ISO 8601 to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

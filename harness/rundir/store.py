@@ -20,7 +20,6 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,8 @@ from harness.rundir.files import (
     written,
 )
 from harness.rundir.locks import refuse_without_flock
-from harness.rundir.schema import Manifest, Session, upgrade
+from harness.rundir.process.secrets import mask
+from harness.rundir.schema import Manifest, Session, now, upgrade
 from harness.rundir.stage_folder import StageFolder, cell_name, stage_folder, teacher_folder
 
 MANIFEST = "manifest.json"
@@ -105,10 +105,10 @@ class RunStore:
                 f"{self.path} holds stages and no {MANIFEST}, so their configuration is not known; restore {MANIFEST} from a "
                 "copy, or choose another --out"
             )
-        if found is not None and found.config_hash != manifest.config_hash:
+        if found is not None and not _is_of(found, manifest.config_hash, manifest.config):
             parts = identity_of(found.config), identity_of(manifest.config)
             differences = find_differences(*parts)
-            if without_autocast(parts[0]) == without_autocast(parts[1]):
+            if differences and without_autocast(parts[0]) == without_autocast(parts[1]):
                 pairs = {key: before or "null" for key, (before, _) in differences.items() if key.endswith("autocast")}
                 settings = " ".join(f"--set {key}={before}" for key, before in pairs.items())
                 raise RunError(
@@ -167,11 +167,6 @@ def _refuse_changed_inputs(path: Path, found: Manifest, present: Manifest) -> No
             )
 
 
-def now() -> str:
-    """Return the current time, UTC, ISO 8601 to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
 def read_manifest(run: Path) -> Manifest | None:
     """Return a run's manifest, upgraded from an earlier version, or None where there is none; raises `RunError` for damage."""
     file = run / MANIFEST
@@ -184,7 +179,7 @@ def is_finished(spec: RunSpec) -> bool:
     """Return whether a run's directory holds a finished run of the same configuration with all of its cells."""
     store = RunStore(spec.path)
     manifest = store.manifest
-    if manifest is None or not manifest.finished or manifest.config_hash != spec.config_hash:
+    if manifest is None or not manifest.finished or not _is_of(manifest, spec.config_hash, mask(spec.config())):
         return False
     folders = [store.stage(0), *(store.stage(stage.index, stage.name) for stage in spec.stages)]
     trained = all(folder.training_done for folder in folders[1:])
@@ -203,3 +198,8 @@ def is_run_directory(folder: Path) -> bool:
     """Whether a folder holds a run; a manifest.json of other software does not count."""
     manifest = folder / MANIFEST
     return manifest.is_file() and '"config_hash"' in manifest.read_text(encoding="utf-8", errors="replace")
+
+
+def _is_of(found: Manifest, config_hash: str, config: Mapping[str, Any]) -> bool:
+    """Return whether a manifest is of a configuration: an earlier version may have hashed keys that may change now."""
+    return found.config_hash == config_hash or identity_of(found.config) == identity_of(config)

@@ -150,10 +150,10 @@ class ClaimEntry(Strict):
         starts = {metric.start for metric in self.parsed.metrics}
         if (self.scope.start == "pairs") != bool(starts & {"one", "other"}):
             raise ValueError("start=one and start=other go together with scope.start: pairs; give both or neither")
-        if (named_starts := starts - {"", "one", "other"}) and self.scope.start in ("each", "pairs"):
+        if (named_starts := starts - {"", "one", "other"}) and starts - named_starts and self.scope.start == "each":
             raise ValueError(
-                f"the expression names the start {min(named_starts)!r}, and scope.start: {self.scope.start} would repeat "
-                f"it at every start; give scope.start: {min(named_starts)}"
+                f"one metric names the start {min(named_starts)!r} and another names none, which scope.start: each would take "
+                "from every start in turn; name a start in each metric, or give scope.start a name"
             )
         return self
 

@@ -159,10 +159,10 @@ def count_seeds(entry: ClaimEntry, place: ClaimScope, evidence: Evidence, measur
 
 
 def fill(text: str, place: ClaimScope) -> str:
-    """Replace {task}, {one} and {other} in a text; braces with any other name stay as they are."""
+    """Replace {task}, {one} and {other} in a text, by … where a place has none; any other braces stay as they are."""
     values = {"{task}": place.task, "{one}": place.start, "{other}": place.other}
     for name, value in values.items():
-        text = text.replace(name, value)
+        text = text.replace(name, value or "…")
     return text
 
 

@@ -105,8 +105,8 @@ def _judge_file(file: ClaimFile, evidence: Evidence, planned: Sequence[int], tes
     if not tested:
         yield from (row for found in rows.values() for row in found)
         return
-    starts = f"{format_count(len(evidence.starts), 'start')}, {', '.join(evidence.starts)}"
-    nowhere = f"it compares two starts, and the runs have {starts}"
+    starts = [format_count(len(evidence.starts), "start"), *filter(None, evidence.starts)]
+    nowhere = f"it compares two starts, and the runs have {', '.join(starts)}"
     first = {entry.name: (*rows[entry.name], Verdict(entry, ClaimScope(), reason=nowhere))[0] for entry in file.claims}
     primary = [_decide(first[name], looks) for name in file.primary]
     for row, verdict in zip(primary, gate([row.verdict for row in primary]), strict=True):
@@ -200,6 +200,8 @@ def _refuse_unknown(
 
 def _starts(entry: ClaimEntry, starts: Sequence[str]) -> list[tuple[str, str]]:
     reported = entry.reported if isinstance(entry.reported, dict) else {}
+    if all(metric.start not in ("", "one", "other") for metric in entry.parsed.metrics):
+        return [("", "")]  # the expression says where
     if entry.scope.start == "pairs":
         return list(combinations(sorted(starts, key=lambda start: -reported.get(start, 0)), 2))
     return [(start, "") for start in starts if entry.scope.start in ("each", start)]

@@ -40,7 +40,7 @@ def describe_looks(file: ClaimFile, runs: Sequence[RunDir], planned: Sequence[in
             "test after every further seed would err more often."
         )
     beyond = f" Seeds added after the look at {looks[-1]} are exploratory: they give no new {100 * ALPHA:g} %."
-    return f"{list_looks(looks)}{beyond if seeds > looks[-1] else ''}"
+    return f"{list_looks(looks)}{beyond if seeds > looks[-1] >= FEWEST_SEEDS else ''}"
 
 
 def list_looks(looks: Sequence[int]) -> str:

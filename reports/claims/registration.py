@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from harness.config.suite import Suite
 from harness.rundir.reader import RunDir
 from harness.rundir.registered_claims import configurations_of, covers
-from harness.rundir.schema import RegisteredClaims
-from harness.rundir.store import now
+from harness.rundir.schema import RegisteredClaims, now
 from reports.claims.claim_file import ClaimFile
 from reports.claims.planned_looks import describe_looks, judged_runs
 from reports.formatting import format_count

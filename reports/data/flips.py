@@ -58,7 +58,8 @@ def by_item_table(frames: Frames, items: pd.DataFrame) -> pd.DataFrame:
     """
     probes = {(*identity(run, label).values(), task) for run, label in frames.labelled for task in run.probes}
     whole = items[items["kind"] == WHOLE]
-    of_probe = [row in probes for row in whole[[*IDENTITY, "task"]].itertuples(index=False, name=None)]
+    places = whole[[*IDENTITY, "task"]].itertuples(index=False, name=None)
+    of_probe = pd.Series([place in probes for place in places], whole.index, dtype=bool)
     kept = pd.concat([items[items["kind"] == SINCE_OWN], whole[of_probe]])
     counted = count_flips(kept).assign(
         right=(kept["was"] == "correct").groupby([kept[key] for key in [*IDENTITY, *CELL]], sort=False).sum().to_numpy()

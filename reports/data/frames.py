@@ -111,7 +111,8 @@ class Frames:
             if stage.adapter
         }
         places = self.steps[[*IDENTITY, "stage"]].itertuples(index=False, name=None)
-        return self.steps[[place not in shared for place in places]] if shared else self.steps
+        own = pd.Series([place not in shared for place in places], self.steps.index, dtype=bool)
+        return self.steps[own]
 
     @cached_property
     def drift(self) -> pd.DataFrame:

@@ -24,7 +24,7 @@ from reports.study.study_results import Results
 
 FIGURES = (LEARNING, ACCURACY)
 BY_PROFILE = (
-    "Paired differences in points, with 95 % intervals for another seed and other items, under each evaluation profile. Bold: "
+    "Differences in points, with 95 % intervals for another seed and other items, under each evaluation profile. Bold: "
     "the interval excludes zero. Learning: right after a task's own stage. Final: after the last stage."
 )
 CALIBRATED = (

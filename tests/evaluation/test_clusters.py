@@ -1,5 +1,6 @@
 """Clusters: which items depend on each other, as a task's file names it and as samples and summaries store it."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from harness.lmeval.documents import item_id
 from harness.lmeval.grader_source import grader_source, references
 from harness.lmeval.library import TaskLibrary
 from harness.lmeval.task import Task
+from tests.support.evaluation import write_choices
 from tests.support.models import write_task
 
 DOCS = {
@@ -95,3 +97,10 @@ def test_the_grading_key_names_the_function_that_grades(tmp_path: Path):
         file.write_text(text.replace(own[0], changed) if own else f"{text}\n{changed}\n")
         keys.add(grader_source(TaskLibrary([tmp_path]).load("made_up")))
     assert len(keys) == 2
+
+
+def test_a_task_that_lm_eval_grades_keeps_its_key_whatever_other_tasks_name(tmp_path: Path):
+    write_choices(tmp_path)
+    task = TaskLibrary([tmp_path]).load("made_up")
+    parts = ["", str(task.config.filter_list), str(task.config.metric_list), task.metric]
+    assert grader_source(task) == hashlib.sha256("\0".join(parts).encode()).hexdigest()

@@ -18,8 +18,10 @@ from harness.config.run_spec import RunSpec
 from harness.errors import InUseError, RunError
 from harness.pipeline.background_evaluation import evaluate_in_background
 from harness.pipeline.run import run
+from harness.pipeline.sweeps.sweep import sweep
 from harness.rundir.process.progress import Event, silent
 from harness.rundir.shared.lease import Lease
+from harness.rundir.shared.remote_stages import is_done
 from tests.support import equal_runs
 from tests.support.models import micro_suite, write_yaml
 from tests.support.runs import cells, manifest
@@ -191,5 +193,7 @@ def test_the_stores_last_copy_is_made_again_where_it_failed(spec: RunSpec, tmp_p
     copy = tmp_path / "bucket" / stored.path.relative_to(stored.out) / "manifest.json"
     whole = copy.read_text()
     copy.write_text(json.dumps({**json.loads(whole), "finished": None}))
-    run(stored)
+    assert not is_done(stored)
+    sweep([stored], 1, silent)
     assert copy.read_text() == whole
+    assert is_done(stored)

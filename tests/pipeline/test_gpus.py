@@ -14,6 +14,7 @@ from harness.config.run_spec import RunSpec
 from harness.config.suite import Suite
 from harness.errors import ConfigError
 from harness.pipeline.sweeps import sweep
+from harness.pipeline.sweeps.ray_sweep import sweep_on_ray
 from harness.pipeline.sweeps.workers import worker_pool
 from harness.rundir.process.progress import silent
 from harness.teachers.server import Server
@@ -115,4 +116,6 @@ def test_runs_that_ask_the_same_rollout_servers_go_one_after_another(micro_file:
     assert sweep.default_workers(specs) == 1
     with pytest.raises(ConfigError, match="--workers 1"):
         sweep.sweep(specs, 2, silent)
-    sweep.refuse_shared_engine(specs[:1], 2)
+    with pytest.raises(ConfigError, match="without --ray"):
+        sweep_on_ray(specs, "auto", silent)
+    sweep.refuse_shared_engine(specs[:1], "")

@@ -158,3 +158,13 @@ def test_the_end_of_an_unfinished_run_is_not_known(tmp_path: Path):
     rows = several_answers_grid(load_frames([tmp_path])).rows
     assert rows
     assert {end for row in rows for end in row[2:]} == {"50.0 → –"}
+
+
+def test_runs_that_have_logged_no_step_after_a_shared_stage_are_reported(tmp_path: Path):
+    for adapter in ("opd", "aopd"):
+        fix_first_stage(write_run(tmp_path, adapter))
+    for log in tmp_path.rglob("steps.jsonl"):
+        log.unlink()
+    frames = load_frames([tmp_path])
+    assert list(frames.own_steps.columns) == list(frames.steps.columns)
+    assert Comparison(find_methods([tmp_path / "tiny/opd", tmp_path / "tiny/aopd"])).rows

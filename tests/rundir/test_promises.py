@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -369,3 +370,15 @@ def test_the_place_of_a_server_behind_two_teachers_is_no_part_of_a_run(micro_fil
         return RunSpec(load_suite(str(write_yaml(micro_file.with_name("served.yaml"), raw))), "opd", 0).config_hash
 
     assert at(8000) == at(8001)
+
+
+def test_a_run_whose_hash_counted_what_may_change_now_is_the_same_run(micro_file: Path, tmp_path: Path):
+    spec = replace(spec_with(micro_file), out=tmp_path)
+    now = manifest_of(config=spec.config(), config_hash=spec.config_hash)
+    store = RunStore(spec.path)
+    store.path.mkdir(parents=True)
+    store.start(now.model_copy(update={"config_hash": "of an earlier version", "sessions": ()}), Session())
+    store.refuse_another(now)
+    other = spec_with(micro_file, "training.steps=3")
+    with pytest.raises(RunError, match=r"training\.steps"):
+        store.refuse_another(manifest_of(config=other.config(), config_hash=other.config_hash))

@@ -40,7 +40,7 @@ def sweep_on_ray(
     After the first error no further run begins, and the error is raised when the runs under way have ended. Raises
     `ConfigError` where Ray is not installed, no cluster answers, or no node has what a suite asks for.
     """
-    refuse_shared_engine(specs, len(specs))
+    refuse_shared_engine(specs, "do them one after another without --ray")
     ray = _connect(address)
     try:
         with started_teachers([replace(spec, out=spec.out.resolve()) for spec in specs], report) as started:

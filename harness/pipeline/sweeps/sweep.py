@@ -34,7 +34,7 @@ from harness.pipeline.processes.stop_signals import forward_signals
 from harness.pipeline.sweeps.worker_link import linked
 from harness.pipeline.sweeps.workers import worker_end, worker_pool
 from harness.rundir.process.progress import Event, Report
-from harness.rundir.store import is_finished
+from harness.rundir.shared.remote_stages import is_done
 from harness.rundir.training.snapshots import StopRequest
 
 
@@ -62,12 +62,12 @@ def default_workers(specs: Sequence[RunSpec]) -> int:
     return max(1, min(len(specs), usable_processors()))
 
 
-def refuse_shared_engine(todo: Sequence[RunSpec], at_once: int) -> None:
+def refuse_shared_engine(todo: Sequence[RunSpec], remedy: str) -> None:
     """Raise `ConfigError` where several runs at once would overwrite one another's weights on the servers that they ask."""
-    if at_once > 1 and len(todo) > 1 and any(_shares_engine(spec) for spec in todo):
+    if len(todo) > 1 and (sharing := [spec.suite.backend for spec in todo if _shares_engine(spec)]):
         raise ConfigError(
-            f"{len(todo)} runs, {at_once} at a time, would share the servers of backend {todo[0].suite.backend}, which hold "
-            "the weights of one run; do them one after another with --workers 1, or give each run its own servers and --out"
+            f"{len(todo)} runs at once would share the servers of backend {sharing[0]}, which hold the weights of one run; "
+            f"{remedy}, or give each run its own servers and --out"
         )
 
 
@@ -98,8 +98,9 @@ def sweep(
     After the first error no further run begins, and the error is raised when the runs under way have ended. SIGTERM and
     SIGINT reach every worker: its run ends after its present training step, with a snapshot.
     """
-    todo = [spec for spec in specs if not is_finished(spec)]
-    refuse_shared_engine(todo, workers)
+    todo = [spec for spec in specs if not is_done(spec)]
+    if workers > 1:
+        refuse_shared_engine(todo, "do them one after another with --workers 1")
     shares, taken = gpu_shares(specs[0].suite), gpus_of_teachers(specs[0].suite)
     for suite in {spec.suite.name: spec.suite for spec in todo}.values():
         entries = {spec.entry for spec in todo if spec.suite.name == suite.name}

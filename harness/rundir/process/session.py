@@ -20,8 +20,7 @@ import psutil
 import torch
 
 from harness.rundir.process.secrets import holds_secret, mask_words
-from harness.rundir.schema import Git, Session
-from harness.rundir.store import now
+from harness.rundir.schema import Git, Session, now
 
 PACKAGES = ("continual-harness", "torch", "transformers", "tokenizers", "datasets", "lm_eval", "accelerate", "numpy")
 OPTIONAL = ("peft", "trl", "vllm")  # recorded where they are installed

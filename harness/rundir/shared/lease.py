@@ -24,8 +24,8 @@ from typing import Any, cast
 
 import psutil
 
-from harness.errors import InUseError, RunError
-from harness.rundir.store import now
+from harness.errors import HarnessError, InUseError, RunError
+from harness.rundir.schema import now
 
 FOLDER = "lease"
 VALID, RENEWAL = 90.0, 15.0  # seconds
@@ -76,7 +76,9 @@ class Lease:
                     f"storage {self.url} cannot create a file only where there is none, so nothing keeps two machines from "
                     "doing this run at once; start each run from one place"
                 )
-        except OSError as error:
+        except HarnessError:
+            raise
+        except Exception as error:  # each kind of store has errors of its own
             raise RunError(f"storage {self.url} takes no lease ({error}); the same command continues") from error
         ended = threading.Event()
         renewing = threading.Thread(target=self._renew, args=(ended,), name="lease", daemon=True)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from harness.config.run_spec import RunSpec
 from harness.errors import ConfigError, HarnessError, RunError
 from harness.rundir.files import DONE
 from harness.rundir.shared.lease import Lease
@@ -23,7 +24,7 @@ from harness.rundir.shared.snapshot_uploads import SnapshotUploads
 from harness.rundir.shared.stored_snapshots import FOLDER as SNAPSHOTS
 from harness.rundir.shared.stored_snapshots import StoredSnapshots
 from harness.rundir.stage_folder import StageFolder
-from harness.rundir.store import MANIFEST
+from harness.rundir.store import MANIFEST, is_finished
 
 LISTS = "complete"  # the folder of the lists, one for each folder that is there whole
 
@@ -78,9 +79,11 @@ class RemoteStages:
             return False
         system, root = self._open()
         try:
-            return not json.loads(system.cat_file(f"{root}/{MANIFEST}"))["finished"]
-        except FileNotFoundError:
+            return not json.loads(system.cat_file(f"{root}/{MANIFEST}")).get("finished")
+        except (FileNotFoundError, ValueError):
             return True
+        except Exception as error:  # each kind of store has errors of its own
+            raise RunError(f"storage {self.url} does not give {MANIFEST} ({error}); {_CONTINUES}") from error
 
     def fetch(self) -> None:
         """Copy the finished folders that the run lacks from the store, each whole or not at all."""
@@ -164,6 +167,11 @@ class RemoteStages:
 
 
 _CONTINUES = "the same command continues"
+
+
+def is_done(spec: RunSpec) -> bool:
+    """Return whether nothing of a run is left to do: it is finished, and the suite's store knows it."""
+    return is_finished(spec) and not RemoteStages(spec.suite.storage, spec.path, spec.out).lacks_end()
 
 
 def _progress(manifest: dict[str, Any]) -> tuple[int, int]:

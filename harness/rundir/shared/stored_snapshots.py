@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.errors import RunError
+from harness.errors import HarnessError, RunError
 from harness.rundir.files import SNAPSHOT
 from harness.rundir.shared.lease import Lease
 from harness.rundir.shared.listed_folders import (
@@ -84,7 +84,9 @@ class StoredSnapshots:
                     return
                 except DamagedFolderError as error:
                     warn(f"{error}; {_WITHOUT}")
-        except OSError as error:
+        except HarnessError:
+            raise
+        except Exception as error:  # each kind of store has errors of its own
             raise RunError(
                 f"storage {self.url} does not give the snapshots of {train.parent} ({error}); the same command continues"
             ) from error
