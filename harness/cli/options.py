@@ -13,6 +13,7 @@ from harness.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from harness.config.run_spec import RunSpec
     from harness.config.suite import Suite
 
 
@@ -76,6 +77,14 @@ def check_entries(suite: Suite, names: Sequence[str]) -> None:
     near = get_close_matches(unknown[0], [*suite.adapters, *installed], n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise ConfigError(f"{found}; {hint}it has {', '.join(suite.adapters)}")
+
+
+def check_order(spec: RunSpec) -> None:
+    """Raise `ConfigError` for an order of stages that a run's suite lacks."""
+    try:
+        _ = spec.stages
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def whole_numbers(option: str, text: str) -> list[int]:

@@ -24,6 +24,7 @@ from harness.cli.options import (
     Track,
     Workers,
     check_entries,
+    check_order,
     read_suite,
     whole_numbers,
 )
@@ -157,10 +158,7 @@ def _plan(
     from harness.config.run_spec import plan_runs
 
     specs = plan_runs(suite, list(dict.fromkeys(entries)), list(dict.fromkeys(seeds)), order, out)
-    try:
-        _ = specs[0].stages
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    check_order(specs[0])
 
     from harness.pipeline.adapter_checks import check_adapters
     from harness.rundir.process.trackers import check_trackers

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from harness.cli.options import Include, Order, Out, Overrides, SuiteName, check_entries, read_suite
-from harness.errors import ConfigError
+from harness.cli.options import Include, Order, Out, Overrides, SuiteName, check_entries, check_order, read_suite
 from harness.terminal.console import SafeConsole, announce
 
 teacher = typer.Typer(add_completion=False, no_args_is_help=True, help="Prepare a teacher.")
@@ -47,10 +46,7 @@ def cache(
     check_entries(loaded, [entry])
     check_adapters(loaded, [entry])
     spec = RunSpec(loaded, entry, loaded.seeds[0] if seed is None else seed, order, out)
-    try:
-        _ = spec.stages
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    check_order(spec)
     console = SafeConsole()
     with Display(console) as display:
         filled = fill_cache(spec, rollouts or [], display)

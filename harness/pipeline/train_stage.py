@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -154,15 +154,18 @@ class StageTrainer:
             "rollouts": self.suite.keep_rollouts,
             "start": [self.resources.weights["start"], self.resources.inputs()],
             "records": manifest.overlap.digests if manifest and manifest.overlap else None,
-            "items": [self._items(planned) for planned in before],
+            "items": self._items(before),
             "made with": [self.device, this_session().packages],
         }
         return digest(parts)
 
-    def _items(self, stage: PlannedStage) -> list[str]:
-        """Return the digest of what a stage trains on: each task's prompts and references, as they are rendered."""
-        renderer, limit = load_renderer(self.resources.start, self.suite.student), stage.training.train_items
-        by_task = [self.resources.tasks[task].training_examples(renderer, limit) for task in stage.trains]
+    def _items(self, stages: Sequence[PlannedStage]) -> list[str]:
+        """Return digests of what stages train on: each task's prompts and references, as they are rendered."""
+        renderer = load_renderer(self.resources.start, self.suite.student)
+        trained = [
+            (self.resources.tasks[task], stage.training.train_items) for stage in stages for task in stage.trains
+        ]
+        by_task = [task.training_examples(renderer, limit) for task, limit in trained]
         return [digest([[example.prompt, example.target] for example in examples]) for examples in by_task]
 
     def _curve_settings(self) -> list[Any]:

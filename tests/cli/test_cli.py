@@ -51,8 +51,9 @@ def harness(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
 
 def test_a_folder_in_brackets_is_printed_as_it_is(harness: Any, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("reports.data.frames.load_frames", lambda *_: None)
+    # The module that writes reports is imported first, so that it keeps the real function.
     monkeypatch.setattr("reports.report.build.write_report", lambda _, out: out / "report.html")
+    monkeypatch.setattr("reports.data.frames.load_frames", lambda *_: None)
     result = harness("report", "runs/[red]/[/x]")
     assert (result.code, result.out) == (0, "report: runs/[red]/[/x]/report/report.html\n")
 

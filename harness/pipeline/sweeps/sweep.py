@@ -34,7 +34,7 @@ from harness.pipeline.processes.stop_signals import forward_signals
 from harness.pipeline.sweeps.worker_link import linked
 from harness.pipeline.sweeps.workers import worker_end, worker_pool
 from harness.rundir.process.progress import Event, Report
-from harness.rundir.shared.remote_stages import is_done
+from harness.rundir.store import is_finished
 from harness.rundir.training.snapshots import StopRequest
 
 
@@ -98,7 +98,7 @@ def sweep(
     After the first error no further run begins, and the error is raised when the runs under way have ended. SIGTERM and
     SIGINT reach every worker: its run ends after its present training step, with a snapshot.
     """
-    todo = [spec for spec in specs if not is_done(spec)]
+    todo = [spec for spec in specs if not is_finished(spec)]
     if workers > 1:
         refuse_shared_engine(todo, "do them one after another with --workers 1")
     shares, taken = gpu_shares(specs[0].suite), gpus_of_teachers(specs[0].suite)

@@ -24,8 +24,9 @@ from typing import Any, cast
 
 import psutil
 
-from harness.errors import HarnessError, InUseError, RunError
+from harness.errors import InUseError, RunError
 from harness.rundir.schema import now
+from harness.rundir.shared.listed_folders import errors_told
 
 FOLDER = "lease"
 VALID, RENEWAL = 90.0, 15.0  # seconds
@@ -68,7 +69,7 @@ class Lease:
 
         Raises `InUseError` where another process renews it, and `RunError` where the store does not answer.
         """
-        try:
+        with errors_told(f"storage {self.url} takes no lease"):
             if self.is_possible():
                 self._acquire(warn)
             else:
@@ -76,10 +77,6 @@ class Lease:
                     f"storage {self.url} cannot create a file only where there is none, so nothing keeps two machines from "
                     "doing this run at once; start each run from one place"
                 )
-        except HarnessError:
-            raise
-        except Exception as error:  # each kind of store has errors of its own
-            raise RunError(f"storage {self.url} takes no lease ({error}); the same command continues") from error
         ended = threading.Event()
         renewing = threading.Thread(target=self._renew, args=(ended,), name="lease", daemon=True)
         renewing.start()

@@ -8,16 +8,31 @@ from __future__ import annotations
 import json
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-from harness.errors import RunError
+from harness.errors import HarnessError, RunError
 from harness.rundir.files import file_digest
 
 
 class DamagedFolderError(RunError):
     """A folder in a store does not hold what its list says; the message names the file."""
+
+
+@contextmanager
+def errors_told(what: str, remedy: str = "the same command continues") -> Generator[None]:
+    """Raise `RunError` with `what`, the cause and the remedy for any error in the block that is no sentence yet.
+
+    Each kind of store has errors of its own, so none is named here.
+    """
+    try:
+        yield
+    except HarnessError:
+        raise
+    except Exception as error:
+        raise RunError(f"{what} ({error}); {remedy}") from error
 
 
 def files_in(folder: Path) -> dict[str, str]:

@@ -16,10 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from harness.config.run_spec import RunSpec
-from harness.errors import ConfigError, HarnessError, RunError
+from harness.errors import ConfigError, RunError
 from harness.rundir.files import DONE
 from harness.rundir.shared.lease import Lease
-from harness.rundir.shared.listed_folders import DamagedFolderError, fetch_folder, is_inside, put_folder, read_list
+from harness.rundir.shared.listed_folders import (
+    DamagedFolderError,
+    errors_told,
+    fetch_folder,
+    is_inside,
+    put_folder,
+    read_list,
+)
 from harness.rundir.shared.snapshot_uploads import SnapshotUploads
 from harness.rundir.shared.stored_snapshots import FOLDER as SNAPSHOTS
 from harness.rundir.shared.stored_snapshots import StoredSnapshots
@@ -58,7 +65,7 @@ class RemoteStages:
             return
         system, root = self._open()
         run = self.run
-        try:
+        with errors_told(f"storage {self.url} does not take the stages of {run}"):
             if self._lease is not None:
                 self._lease.refuse_lost()
             for folder in [each.path for each in folders if each.path.is_dir()]:
@@ -68,22 +75,17 @@ class RemoteStages:
             if (run / MANIFEST).is_file():
                 system.makedirs(root, exist_ok=True)
                 system.put_file(str(run / MANIFEST), f"{root}/{MANIFEST}")
-        except HarnessError:
-            raise
-        except Exception as error:  # each kind of store has errors of its own
-            raise RunError(f"storage {self.url} does not take the stages of {run} ({error}); {_CONTINUES}") from error
 
     def lacks_end(self) -> bool:
         """Return whether the store does not know that the run is finished, as after a failure of the last copy."""
         if self.url is None:
             return False
         system, root = self._open()
-        try:
-            return not json.loads(system.cat_file(f"{root}/{MANIFEST}")).get("finished")
-        except (FileNotFoundError, ValueError):
-            return True
-        except Exception as error:  # each kind of store has errors of its own
-            raise RunError(f"storage {self.url} does not give {MANIFEST} ({error}); {_CONTINUES}") from error
+        with errors_told(f"storage {self.url} does not give {MANIFEST}"):
+            try:
+                return not json.loads(system.cat_file(f"{root}/{MANIFEST}")).get("finished")
+            except (FileNotFoundError, ValueError):
+                return True
 
     def fetch(self) -> None:
         """Copy the finished folders that the run lacks from the store, each whole or not at all."""
@@ -91,7 +93,7 @@ class RemoteStages:
             return
         system, root = self._open()
         run = self.run
-        try:
+        with errors_told(f"storage {self.url} does not give the stages of {run}"):
             marks: list[Any] = system.ls(f"{root}/{LISTS}", detail=False) if system.exists(f"{root}/{LISTS}") else []
             for mark in sorted(marks):
                 name = str(mark).rpartition("/")[2].removesuffix(".json")
@@ -105,10 +107,6 @@ class RemoteStages:
                         raise RunError(f"{error}; {remove}") from error
             if system.exists(f"{root}/{MANIFEST}"):
                 self._fetch_manifest(system, f"{root}/{MANIFEST}", run)
-        except HarnessError:
-            raise
-        except Exception as error:  # each kind of store has errors of its own
-            raise RunError(f"storage {self.url} does not give the stages of {run} ({error}); {_CONTINUES}") from error
 
     def fetch_snapshot(self, folder: StageFolder, warn: Callable[[str], object]) -> None:
         """Copy the store's newest snapshot of a stage that is not trained, unless the run's own is as new.
@@ -140,14 +138,8 @@ class RemoteStages:
     def examine(self) -> str:
         """Return in a few words what the store is good for; raises `ConfigError` and `RunError` where it is not usable."""
         assert self.url is not None
-        try:
+        with errors_told(f"storage {self.url} does not take a file", "correct `storage`, or the rights to write there"):
             leased = Lease(*self._open(), self.url).is_possible()
-        except HarnessError:
-            raise
-        except Exception as error:  # each kind of store has errors of its own
-            raise RunError(
-                f"storage {self.url} does not take a file ({error}); correct `storage`, or the rights to write there"
-            ) from error
         return "takes stages" + (" and leases" if leased else ", no leases: start each run from one place")
 
     def _open(self) -> tuple[Any, str]:
@@ -164,9 +156,6 @@ class RemoteStages:
         system, root = opened
         system.invalidate_cache()  # what other machines wrote since the last look
         return system, f"{root.rstrip('/')}/{self.run.resolve().relative_to(self.out.resolve()).as_posix()}"
-
-
-_CONTINUES = "the same command continues"
 
 
 def is_done(spec: RunSpec) -> bool:

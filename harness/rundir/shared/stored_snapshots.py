@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.errors import HarnessError, RunError
+from harness.errors import RunError
 from harness.rundir.files import SNAPSHOT
 from harness.rundir.shared.lease import Lease
 from harness.rundir.shared.listed_folders import (
     DamagedFolderError,
+    errors_told,
     fetch_folder,
     files_in,
     is_inside,
@@ -69,7 +70,7 @@ class StoredSnapshots:
         not answer.
         """
         here = snapshot_step(train)
-        try:
+        with errors_told(f"storage {self.url} does not give the snapshots of {train.parent}"):
             for name in sorted(self._names(), reverse=True):
                 if here is not None and _step_of(name) <= here:
                     return
@@ -84,12 +85,6 @@ class StoredSnapshots:
                     return
                 except DamagedFolderError as error:
                     warn(f"{error}; {_WITHOUT}")
-        except HarnessError:
-            raise
-        except Exception as error:  # each kind of store has errors of its own
-            raise RunError(
-                f"storage {self.url} does not give the snapshots of {train.parent} ({error}); the same command continues"
-            ) from error
 
     def remove(self) -> None:
         """Remove all snapshots of the stage."""
