@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from adapters.trainers import external_process
@@ -82,9 +83,9 @@ def test_the_command_ends_when_the_harness_is_killed(tmp_path: Path):
     file = tmp_path / "pid"
     code = "import os, sys, time; open(sys.argv[1], 'w').write(f'{os.getpid()}\\n'); time.sleep(600)"
     harness = subprocess.Popen([sys.executable, "-c", KILLED, code, str(file)])
-    for _ in range(600):
-        if file.is_file() and file.read_text().endswith("\n"):
-            break
+    # Its children are the command and what watches over it.
+    while not (file.is_file() and file.read_text().endswith("\n") and len(psutil.Process(harness.pid).children()) == 2):
+        assert harness.poll() is None
         time.sleep(0.1)
     harness.kill()
     harness.wait()
@@ -112,7 +113,7 @@ def _output_of(adapter: External, folder: Path) -> str:
 
 def _gone(pid: int) -> bool:
     """Whether a process ends within some seconds; a zombie, whose parent has not waited for it yet, has ended."""
-    for _ in range(100):
+    for _ in range(1200):
         try:
             state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
         except (FileNotFoundError, ProcessLookupError):

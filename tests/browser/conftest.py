@@ -13,18 +13,10 @@ import pytest
 
 from tests.browser.chromium import CHROMIUM, DESKTOP, MISSING, chromium
 from tests.browser.opened import Opened
+from tests.support.models import learning_suite, write_yaml
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
-
-SHORTENED = {
-    "stages": "[tiny_arithmetic,tiny_weather,tiny_currency,tiny_calendar]",
-    "training.steps": 8,
-    "training.prompts_per_step": 32,
-    "evaluation.limit": 30,
-    "student.warmup.strengths.weak.steps": 200,
-    "teacher.warmup.strengths.teacher.steps": 400,
-}
 
 Open = Callable[..., Opened]
 
@@ -41,18 +33,25 @@ def browser() -> Generator[Browser]:
 
 @pytest.fixture(scope="session")
 def report(browser: Browser, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the report that `harness sweep` makes of OPD and AOPD on two seeds of the tiny suite, shortened.
+    """The folder of the report that `harness sweep` makes of OPD and AOPD on two seeds of a suite that is done in minutes.
 
     BROWSER_REPORT names an existing report, so that work on the page need not wait for the runs.
     """
     if given := os.environ.get("BROWSER_REPORT"):
         return Path(given).resolve()
     out = tmp_path_factory.mktemp("runs")
-    sets = [part for key, value in SHORTENED.items() for part in ("--set", f"{key}={value}")]
-    command = [sys.executable, "-m", "harness.cli.app", "sweep", "tiny", "--adapter", "opd,aopd", "--seed", "0,1"]
-    done = subprocess.run([*command, "--out", str(out), *sets], env=os.environ, capture_output=True, text=True)
+    suite = learning_suite()
+    suite["stages"] = taught = ["tiny_weather", "tiny_currency", "tiny_calendar"]
+    for side in ("student", "teacher"):
+        suite[side]["tokenizer"] |= {"tasks": taught}
+        suite[side]["warmup"] |= {"mixture": dict.fromkeys(taught, 1)}
+    suite["training"] |= {"steps": 16, "optimizer": {"lr": 1e-3}}
+    suite["evaluation"] |= {"limit": 20}
+    file = write_yaml(tmp_path_factory.mktemp("suite") / "micro.yaml", suite)
+    command = [sys.executable, "-m", "harness.cli.app", "sweep", str(file), "--adapter", "opd,aopd", "--seed", "0,1"]
+    done = subprocess.run([*command, "--out", str(out)], env=os.environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    return out / "tiny" / "report"
+    return out / "micro" / "report"
 
 
 @pytest.fixture
@@ -62,6 +61,7 @@ def open_page(browser: Browser) -> Generator[Open]:
 
     def opened(file: Path, size: tuple[int, int] = DESKTOP, **asked: Any) -> Opened:
         context = browser.new_context(viewport={"width": size[0], "height": size[1]}, **asked)
+        context.set_default_timeout(180_000)  # milliseconds: a busy machine is not a failure
         contexts.append(context)
         found = Opened(context.new_page())
         found.page.goto(file.as_uri())

@@ -12,7 +12,7 @@ from tests.browser.chromium import DESKTOP, PHONE
 from tests.browser.conftest import Open
 from tests.browser.opened import Opened
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.browser
 
 REACHABLE = "a[href], summary, select, input, button, [tabindex='0']"
 
@@ -26,7 +26,8 @@ def page_of(report: Path, kind: str) -> Path:
 def focused(found: Opened) -> dict[str, Any]:
     """Return the focused element: its place among the reachable elements, and how its focus is shown."""
     return found.ask(
-        """wanted => {
+        """async wanted => {
+          await new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)));
           const one = document.activeElement, look = getComputedStyle(one), box = one.getBoundingClientRect();
           return {place: [...document.querySelectorAll(wanted)].indexOf(one), name: one.outerHTML.slice(0, 80),
                   outlined: look.outlineStyle !== "none" && parseFloat(look.outlineWidth) >= 2,
@@ -54,6 +55,7 @@ def test_axe_finds_no_violation(report: Path, open_page: Open, kind: str, scheme
 @pytest.mark.parametrize("kind", ["report", "items"])
 def test_tab_reaches_every_control_in_order_and_shows_where_it_is(report: Path, open_page: Open, kind: str):
     found = open_page(page_of(report, kind))
+    found.ask("document.fonts.ready.then(() => true)")
     reachable = found.page.locator(REACHABLE)
     seen = []
     for _ in range(reachable.count()):

@@ -18,7 +18,7 @@ from tests.support.reports.run_factory import HOSTILE, TAUGHT, write_run
 from tests.support.runs import vouch
 
 CHANGED = "items/tiny_arithmetic.html"
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.browser
 
 TEXTS = {
     "script": HOSTILE,

@@ -9,7 +9,7 @@ import pytest
 
 from tests.browser.conftest import Open
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.browser
 
 A4_INSIDE = (718, 1047)  # CSS pixels: 210 by 297 mm less 10 mm on each side
 SHOWN = "all => all.map(details => [...details.children].slice(1).every(part => part.checkVisibility()))"

@@ -20,6 +20,7 @@ STANDS_IN = {
     "scontrol": 'if [ "$1" = show ]; then echo node1; else echo "$*" >> "$EVENTS"; fi',
     "harness": """
         trap '/bin/sleep 1; echo snapshot >> "$EVENTS"; exit 1' TERM
+        until grep -q '^State:.S' /proc/$PPID/status; do /bin/sleep 0.02; done  # the job waits for this process
         echo "$*" >> "$EVENTS"
         [ -z "$ENDS" ] || exit "$ENDS"
         while :; do /bin/sleep 0.02; done

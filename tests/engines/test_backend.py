@@ -144,7 +144,7 @@ def test_what_vllm_is_asked_for_is_part_of_what_makes_cells_comparable(setting: 
 
 
 FAKE = """
-import subprocess, sys
+import os, subprocess, sys
 class LLM:
     def __init__(self, model, **options):
         if model.endswith("broken"):
@@ -152,7 +152,7 @@ class LLM:
             raise RuntimeError("Engine core initialization failed. See root cause above.")
         worker = "import time; print('worker up', flush=True); time.sleep(300)"
         self.worker = subprocess.Popen([sys.executable, "-c", worker], stdin=subprocess.DEVNULL)
-        print("worker", self.worker.pid, flush=True)
+        os.write(1, b"worker %d\\n" % self.worker.pid)
     def collective_rpc(self, name, kwargs):
         import time
         while not kwargs["weights_path"].endswith("stalls"):
@@ -193,7 +193,7 @@ def test_what_the_engine_started_ends_with_it(killed: bool, fake: Path):
             engine.load(Path("fine"))
     else:
         engine.close()
-    _, alive = psutil.wait_procs([worker], timeout=10)
+    _, alive = psutil.wait_procs([worker], timeout=60)
     assert alive == []
 
 
@@ -219,7 +219,7 @@ def test_an_engine_in_the_middle_of_a_request_ends_with_its_killed_run(fake: Pat
     assert len(processes) == 2
     run.kill()
     run.wait()
-    _, alive = psutil.wait_procs(processes, timeout=20)
+    _, alive = psutil.wait_procs(processes, timeout=60)
     assert alive == []
 
 

@@ -28,7 +28,7 @@ ROLLOUTS = [
     rollout([7], [5, 5, 2]),
 ]
 PLAIN = StudentRequest()
-GROUPS = 100
+GROUPS = 40
 
 
 def loss_of(student: Any, part: list[Any]) -> Tensor:

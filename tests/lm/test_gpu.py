@@ -223,7 +223,6 @@ def test_asking_the_teacher_waits_for_nothing(adapter: Any, monkeypatch: pytest.
     assert all(line["seconds"]["teacher"] > 0 for line in lines)
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("adapter", "training"),
     [

@@ -204,7 +204,8 @@ def test_a_killed_run_with_master_weights_ends_as_an_undisturbed_one(tmp_path: P
     file = write_yaml(tmp_path / "micro.yaml", suite)
     command = ["run", str(file), "--adapter", "aopd", "--out", str(tmp_path / "killed")]
     killed = subprocess.Popen([sys.executable, "-m", "harness.cli.app", *command])
-    while not list((tmp_path / "killed").rglob(SNAPSHOT)) and killed.poll() is None:
+    snapshot = tmp_path / "killed/micro/aopd/default/seed0/stage_1_tiny_weather/train" / SNAPSHOT
+    while not snapshot.exists() and killed.poll() is None:
         time.sleep(0.01)
     assert killed.poll() is None, "it ended before it could be killed"
     killed.kill()

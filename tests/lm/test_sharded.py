@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from torch import Tensor, distributed, multiprocessing, nn
-from torch.multiprocessing.spawn import ProcessExitedException
+from torch.multiprocessing.spawn import ProcessException
 
 from adapters.conformance.small_stage import AdapterUnderTest, train_small_stage
 from harness.adapter import StageContext, make_adapter, registered
@@ -28,7 +28,7 @@ from harness.pipeline.processes.rank_processes import leave_group
 from harness.rundir.training.snapshots import FileSnapshots, StopRequest, shared_snapshots
 from tests.support.models import rollout
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.slow
 OPTIONS: dict[str, dict[str, Any]] = {
     **{name: {"top_k": 4} for name in ("aopd", "tropd", "fkl")},
     **{name: {"of": "opd"} for name in ("replay", "ewc", "kl_to_start", "lora")},
@@ -169,7 +169,8 @@ def kill_both(folder: Path, name: str) -> None:
     """Let two processes begin a stage and be killed."""
     (folder / name / "killed").mkdir()
     (folder / name / "dies").touch()
-    with pytest.raises(ProcessExitedException, match="SIGKILL"):
+    # The first process may fail on the lost connection before its own kill is noticed.
+    with pytest.raises(ProcessException, match=r"SIGKILL|Connection"):
         spawn(killed_processes, 2, folder)
     (folder / name / "dies").unlink()
 

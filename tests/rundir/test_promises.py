@@ -340,6 +340,7 @@ def test_a_signal_outside_a_training_ends_at_once_and_a_second_one_always():
     request = StopRequest(waited_for=True)
     ended_by(request, signal.SIGTERM)
     assert request.signal == "SIGTERM"
+    request.since = time.monotonic()
     ended_by(request, signal.SIGINT)
     assert request.signal == "SIGTERM", "a signal right after the first is the same request"
     request.since -= 1

@@ -69,7 +69,7 @@ def hurry() -> None:
 def _spec(folder: Path, name: str, urls: list[str], steps: int) -> RunSpec:
     """Return an AOPD run of more steps than the micro suite's, taught by servers that get each response in its own request."""
     raw = micro_suite()
-    limits = {"batch": 1, "timeout": 0.25, "deadline": 600.0, "wrong_answers": 1000}
+    limits = {"batch": 1, "timeout": 2.0, "deadline": 600.0, "wrong_answers": 1000}
     if name == "undisturbed":
         limits["timeout"] = 60.0
     raw["teacher"] = {"kind": "server", "urls": urls, "model": "teacher", **limits}

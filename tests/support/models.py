@@ -221,6 +221,20 @@ def micro_suite() -> dict[str, Any]:
     }
 
 
+def learning_suite() -> dict[str, Any]:
+    """The micro suite, larger and longer warmed up, so that some answers are right: two profiles, one of four answers."""
+    suite = micro_suite()
+    for side, strength, steps in (("student", "weak", 300), ("teacher", "good", 500)):
+        warmup = suite[side]["warmup"] | {"strengths": {strength: {"steps": steps}}, "lr": 5e-3}
+        architecture = suite[side]["architecture"] | {"hidden_size": 64, "intermediate_size": 128}
+        suite[side] |= {"warmup": warmup, "architecture": architecture}
+    suite["training"] |= {"steps": 6, "prompts_per_step": 16, "max_new_tokens": 40, "optimizer": {"lr": 2e-3}}
+    greedy = {"temperature": 0, "max_gen_toks": 40}
+    sampled = {"n": 4, "temperature": 0.8, "max_gen_toks": 40, "pass_at": [1, 4]}
+    profiles = {"greedy": greedy, "sampled": sampled}
+    return suite | {"evaluation": {"limit": 7, "batch_size": 32, "drift": {"items": 4}, "profiles": profiles}}
+
+
 def write_yaml(path: Path, value: Any) -> Path:
     """Write a YAML file, with its folder, and return its path."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -230,7 +230,7 @@ def test_an_endless_answer_ends_at_the_limit_and_the_next_one_is_graded(answer: 
     assert grade(r"\boxed{4}", "4.0") == RIGHT
     started = time.monotonic()
     assert grade(rf"\boxed{{{answer}}}", "5", seconds=0.5) == TOO_LONG
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 60
     assert grade(r"\boxed{4}", "4.0") == RIGHT
     assert grade(r"\boxed{4}", "4.1") == WRONG
 

@@ -70,7 +70,7 @@ def test_what_takes_too_long_is_ended_and_the_next_question_is_answered():
     before = worker()
     started = time.monotonic()
     assert same("1", ENDLESS, seconds=0.5) is None
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 60
     assert not before.is_running()
     assert same(r"\frac{1}{2}", "0.5") is True
     assert same(r"\frac{1}{2}", "0.6") is False
@@ -101,7 +101,14 @@ def test_an_interrupted_question_leaves_no_verdict_for_the_next_one():
     stopped = worker()
     stopped.suspend()
     before = signal.signal(signal.SIGUSR1, interrupt)
-    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+
+    def signal_when_asked() -> None:
+        while not verdicts._JUDGE._lock.locked():
+            time.sleep(0.01)
+        time.sleep(0.3)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    threading.Thread(target=signal_when_asked).start()
     try:
         with pytest.raises(KeyboardInterrupt):
             same("1", "1.00")
@@ -150,7 +157,7 @@ def test_no_worker_outlives_its_parent(end: str):
     done = subprocess.run([sys.executable, "-c", DYING_PARENT, end], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == (0 if end == "exits" else -signal.SIGKILL), done.stderr
     assert done.stderr == ""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while (alive := _runs(int(done.stdout))) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not alive

@@ -25,7 +25,7 @@ from tests.support.servers.vllm import wide_suite
 
 pytest.importorskip("vllm", reason="vLLM is not installed; `make vllm` installs it")
 pytest.importorskip("triton", reason="Triton is not installed")
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.vllm
 KERNELS = Path(vllm_serve.__file__).parent / "triton_on_cpu"
 OPTIONS = ("--max-logprobs", "64", "--enable-scale-out")
 
@@ -44,7 +44,7 @@ def test_a_real_server_gives_the_local_teachers_scores_of_exact_ids(
     log = tmp_path / "log.txt"
     with vllm_serve.vllm_server(folder, log, *OPTIONS) as url:
         kind = Server.model_validate(
-            {"kind": "server", "urls": [url], "model": "teacher", "max_logprobs": 64, "deadline": 120}
+            {"kind": "server", "urls": [url], "model": "teacher", "max_logprobs": 64, "timeout": 600, "deadline": 900}
         )
         teacher = kind.open(student, TeacherSite("cpu", tmp_path))
         assert teacher.exact is not None

@@ -26,6 +26,7 @@ from harness.rundir.process.progress import Event, silent
 from harness.teachers.server import Server
 from harness.teachers.server_start import ServerStart
 from tests.support.models import micro_suite
+from tests.support.processes import started_by
 from tests.support.runs import steps
 
 PROGRAM = [sys.executable, str(Path(__file__).parents[1] / "support/servers/health_server.py")]
@@ -150,7 +151,7 @@ def test_a_run_goes_on_with_a_server_that_was_killed_and_started_again(
     started = {
         "command": [sys.executable, "-m", "tests.support.servers.fake_serve"],
         "path": str(teacher_folder),
-        "deadline": 300,
+        "deadline": 900,
     }
     teacher = {"kind": "server", "model": "teacher", "max_logprobs": 32, "start": started}
     mine = Suite.model_validate({**micro.model_dump(), "teacher": teacher})
@@ -159,11 +160,7 @@ def test_a_run_goes_on_with_a_server_that_was_killed_and_started_again(
 
     def kill_once(event: Event) -> None:
         if event.activity.startswith("stage 1") and not killed:
-            (server,) = (
-                p
-                for p in psutil.Process().children(recursive=True)
-                if "tests.support.servers.fake_serve" in p.cmdline()
-            )
+            (server,) = started_by(psutil.Process(), "tests.support.servers.fake_serve")
             killed.append(event.activity)
             server.kill()
         if event.warning:

@@ -127,12 +127,19 @@ class RemoteStages:
         return StoredSnapshots(system, f"{root}/{SNAPSHOTS}/{stage}", self.url, self._lease)
 
     def _fetch_manifest(self, system: Any, source: str, run: Path) -> None:
-        """Take the store's manifest where it knows more stages or sessions than the one that is here."""
-        theirs = json.loads(system.cat_file(source))
+        """Take the store's manifest where it knows more stages or sessions than the one that is here.
+
+        One that is not whole counts as none: another machine is writing it.
+        """
+        written = bytes(system.cat_file(source))
+        try:
+            theirs = json.loads(written)
+        except ValueError:
+            return
         own = json.loads((run / MANIFEST).read_text(encoding="utf-8")) if (run / MANIFEST).is_file() else None
         if own is None or _progress(theirs) > _progress(own):
             partial = run / f".{MANIFEST}.{uuid.uuid4().hex[:8]}"
-            system.get_file(source, str(partial))
+            partial.write_bytes(written)
             partial.replace(run / MANIFEST)
 
     def examine(self) -> str:

@@ -23,7 +23,7 @@ from tests.support.servers.vllm import PROMPTS, wide_suite
 from tests.support.servers.vllm_serve import vllm_server
 
 pytest.importorskip("vllm", reason="vLLM is not installed; `make vllm` installs it")
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.vllm
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,9 @@ def url(student_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Gener
 
 @pytest.fixture
 def served(url: str, student_folder: Path, tmp_path: Path) -> Generator[ServedEngine]:
-    backend = VLLMServer.model_validate({"urls": [url], "shared_folder": str(tmp_path), "deadline": 60, "timeout": 60})
+    backend = VLLMServer.model_validate(
+        {"urls": [url], "shared_folder": str(tmp_path), "deadline": 900, "timeout": 900}
+    )
     engine = backend.start(student_folder, EngineSite("cpu", "float32", 1, tmp_path / "log.txt"))
     assert isinstance(engine, ServedEngine)
     yield engine

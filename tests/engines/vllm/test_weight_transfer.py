@@ -32,7 +32,7 @@ from tests.support.servers.vllm import PROMPTS
 from tests.support.servers.vllm_serve import vllm_server
 
 pytest.importorskip("vllm", reason="vLLM is not installed; `make vllm` installs it")
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.vllm
 ROOT = Path(__file__).parents[3]
 OPTIONS = (
     "--generation-config", "vllm", "--logprobs-mode", "processed_logprobs",
@@ -60,7 +60,7 @@ def sending(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def start(url: str, checkpoint: Path, folder: Path) -> ServedEngine:
     """Return an engine that has no folder in common with the server."""
-    backend = VLLMServer.model_validate({"urls": [url], "shared_folder": "/nowhere", "deadline": 60, "timeout": 60})
+    backend = VLLMServer.model_validate({"urls": [url], "shared_folder": "/nowhere", "deadline": 900, "timeout": 900})
     engine = backend.start(checkpoint, EngineSite("cpu", "float32", 1, folder / "log.txt"))
     assert isinstance(engine, ServedEngine)
     return engine

@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,7 +18,7 @@ from reports.report.build import build_report
 from tests.reports.report.by_hand import Runs, read_runs
 from tests.reports.report.by_hand_pairs import headline_numbers
 from tests.reports.report.by_hand_training import recompute
-from tests.support.models import micro_suite, write_yaml
+from tests.support.models import learning_suite, write_yaml
 from tests.support.reports.drawn_figures import blank_figures
 from tests.support.reports.parsed_page import ParsedPage, parse
 from tests.support.reports.run_factory import TAUGHT, write_run
@@ -134,17 +133,3 @@ def test_a_real_runs_report_is_recomputed(tmp_path: Path):
     assert captions >= {"Several answers of each item", "Cost", "Claims"}
     check_tables(tmp_path / "runs", page)
     check_headline(tmp_path / "runs", page)
-
-
-def learning_suite() -> dict[str, Any]:
-    """The micro suite, larger and longer warmed up, so that some answers are right: two profiles, one of four answers."""
-    suite = micro_suite()
-    for side, strength, steps in (("student", "weak", 300), ("teacher", "good", 500)):
-        warmup = suite[side]["warmup"] | {"strengths": {strength: {"steps": steps}}, "lr": 5e-3}
-        architecture = suite[side]["architecture"] | {"hidden_size": 64, "intermediate_size": 128}
-        suite[side] |= {"warmup": warmup, "architecture": architecture}
-    suite["training"] |= {"steps": 6, "prompts_per_step": 16, "max_new_tokens": 40, "optimizer": {"lr": 2e-3}}
-    greedy = {"temperature": 0, "max_gen_toks": 40}
-    sampled = {"n": 4, "temperature": 0.8, "max_gen_toks": 40, "pass_at": [1, 4]}
-    profiles = {"greedy": greedy, "sampled": sampled}
-    return suite | {"evaluation": {"limit": 7, "batch_size": 32, "drift": {"items": 4}, "profiles": profiles}}

@@ -37,7 +37,7 @@ class FaultProxy:
         self.client = httpx.Client(timeout=60, trust_env=False)
         self.active = self.only_training = False  # only_training: the checks before a run get the server's own answers
         self.earlier: Any = None
-        self.late = 0.3  # seconds of a fault that takes too long
+        self.late = 3.0  # seconds of a fault that takes too long
 
     def answer(self, path: str, body: Any) -> Answer:
         """Return the server's answer, or the answer changed by a fault."""

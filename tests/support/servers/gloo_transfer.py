@@ -15,7 +15,7 @@ from torch.distributed import BroadcastOptions, PrefixStore, ProcessGroupGloo, T
 
 from harness.engines.vllm_worker import WeightsInPlace
 
-SECONDS = timedelta(seconds=60)
+SECONDS = timedelta(seconds=300)
 
 
 class GlooGroup:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import httpx
 
-START_SECONDS = 400.0
+START_SECONDS = 900.0
 SERVE = [sys.executable, "-P", "-m", "vllm.entrypoints.cli.main", "serve"]
 ON_CPU = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
