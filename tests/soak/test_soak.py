@@ -46,7 +46,7 @@ def assert_held(found: Outcomes) -> None:
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_at_any_moment_ends_with_the_undisturbed_numbers(spec: RunSpec, tmp_path: Path):
-    assert_held(kill_runs(spec, tmp_path, 3, seed=1))
+    assert_held(kill_runs(spec, tmp_path, 2, seed=1))
 
 
 @pytest.mark.slow
@@ -57,13 +57,13 @@ def test_a_run_whose_power_is_cut_at_any_moment_ends_with_the_undisturbed_number
 
 @pytest.mark.slow
 def test_a_run_goes_on_from_what_was_synced_before_any_moment(spec: RunSpec, tmp_path: Path):
-    assert_held(drop_unsynced(spec, tmp_path, 4, seed=3))
+    assert_held(drop_unsynced(spec, tmp_path, 3, seed=3))
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("may_mount")
 def test_a_full_disk_is_one_sentence_and_the_run_goes_on_when_there_is_space(spec: RunSpec, tmp_path: Path):
-    assert_held(fill_disks(spec, tmp_path, 3, seed=4))
+    assert_held(fill_disks(spec, tmp_path, 2, seed=4))
 
 
 @pytest.mark.slow
