@@ -258,7 +258,10 @@ def _at_best_rates(entry: ClaimEntry, place: ClaimScope, profile: str, evidence:
 def _at_equal_learning(
     entry: ClaimEntry, place: ClaimScope, profile: str, methods: Mapping[Metric, Method]
 ) -> MeasuredEffect:
-    """Compare what two adapters kept of the probes, or of one task, at equal learning: in one stage, or on average."""
+    """Compare what two adapters kept of the probes, or of one task, at equal learning: in one stage, or on average.
+
+    Only finished runs count: a mean over stages is of fewer stages while a run goes on.
+    """
     one, other = methods
     if profile != (drawn := methods[one].first.manifest.curve_profile):
         return MeasuredEffect(NO_EFFECT, profile, reason=f"learning curves are made under the profile {drawn}")
@@ -266,7 +269,10 @@ def _at_equal_learning(
     if tasks is not None and not tasks:
         return MeasuredEffect(NO_EFFECT, profile, reason="the suite has no probes")
     stage = methods[one].branch_stage if entry.scope.stage == "branch" else entry.scope.last
-    found = at_equal_learning_of(methods[other], methods[one], tasks, stage)
+    ended = {metric: found for metric, method in methods.items() if (found := method.finished)}
+    if running := [metric for metric in methods if metric not in ended]:
+        return MeasuredEffect(NO_EFFECT, profile, reason=f"no finished run of {_name(running[0], place)}")
+    found = at_equal_learning_of(ended[other], ended[one], tasks, stage)
     if found is None or found.obstacle:
         return MeasuredEffect(
             NO_EFFECT, profile, reason=NO_CURVES if found is None else found.obstacle.removeprefix("not comparable: ")

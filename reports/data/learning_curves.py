@@ -81,12 +81,16 @@ def stage_pairs(base: Method, other: Method, tasks: Sequence[str] | None = None)
 
 
 def curves_of(method: Method, tasks: Sequence[str] | None = None) -> list[dict[int, Curve]]:
-    """Return for each stage the curves of a method's runs by seed; `tasks` are those whose retention counts, None all."""
+    """Return for each stage the curves of a method's runs by seed; `tasks` are those whose retention counts, None all.
+
+    A stage whose training has not ended is left out: its curve still grows, so its end is not what the method learned.
+    """
     found: list[dict[int, Curve]] = []
     for stage in range(1, len(method.first.trains) + 1):
         of_stage: dict[int, Curve] = {}
         for seed, scores in method.by_seed.items():
-            if (curve := learning_curve_of(scores.run, stage)) is not None:
+            trained = scores.run.stage(stage).training_done is not None
+            if trained and (curve := learning_curve_of(scores.run, stage)) is not None:
                 kept = {task: table for task, table in curve.kept.items() if tasks is None or task in tasks}
                 if kept:
                     of_stage[seed] = Curve(curve.learned, kept)

@@ -104,6 +104,12 @@ class Method:
         return replace(self, frames=replace(self.frames, profile=profile))
 
     @property
+    def finished(self) -> Method | None:
+        """The runs that are finished; None where none is."""
+        runs = tuple(run for run in self.frames.runs if run.manifest.finished)
+        return replace(self, frames=replace(self.frames, runs=runs)) if runs else None
+
+    @property
     def on_policy(self) -> bool:
         """Whether it trains on the student's own answers, so that the entropy in its step log is theirs."""
         return "student" in self.first.manifest.trains_on

@@ -75,6 +75,7 @@ def test_stages_are_averaged_over_the_seeds_that_have_all():
     both = over_stages([one, two])
     assert both.difference.by_seed == pytest.approx({0: one.difference.by_seed[0] / 2})
     assert both.common[0] == one.common[0]
+    assert (both.seeds, both.obstacle) == (1, "")  # the other seed has no second stage, so it lacks no learning there
 
 
 shares = st.lists(st.integers(0, 10).map(lambda tenths: tenths / 10), min_size=4, max_size=4)

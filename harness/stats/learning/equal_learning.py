@@ -128,13 +128,16 @@ def at_equal_learning(base: Mapping[int, Curve], other: Mapping[int, Curve]) -> 
 
 
 def over_stages(stages: Sequence[AtEqualLearning]) -> AtEqualLearning:
-    """Return the mean over stages, for seeds with common learning in every stage; `common` is the mean of the ranges."""
+    """Return the mean over stages, for seeds with common learning in every stage; `common` is the mean of the ranges.
+
+    `seeds` is the number of the stage with the fewest: a seed that has not trained a later stage does not lack learning there.
+    """
     base, other = (reduce(add, sides) / len(stages) for sides in zip(*((s.base, s.other) for s in stages), strict=True))
     common: dict[int, CommonRange] = {}
     for seed in base.by_seed:
         ranges = [stage.common[seed] for stage in stages]
         common[seed] = CommonRange(*(sum(column) / len(stages) for column in zip(*ranges, strict=True)))
-    return AtEqualLearning(base, other, common, stages[0].seeds)
+    return AtEqualLearning(base, other, common, min(stage.seeds for stage in stages))
 
 
 def _common_levels(fits: Sequence[Vector]) -> Vector | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 import re
 from itertools import product
@@ -14,6 +15,7 @@ import pytest
 from rich.console import Console
 
 from harness.errors import ConfigError
+from harness.rundir.files import write_json
 from harness.stats.claim_verdicts import (
     CONTRADICTED,
     EQUIVALENT,
@@ -199,6 +201,22 @@ def test_what_is_kept_is_judged_at_equal_learning(tmp_path: Path):
     assert row.items.mean == pytest.approx(0.09)
     assert row.verdict in (SUPPORTED, NOT_RESOLVED)
     assert row.primary
+
+
+def test_only_finished_runs_count_at_equal_learning(tmp_path: Path):
+    for seed in range(4):
+        left = {"evaluated": 7} if seed == 3 else {}  # the last seed is in its second stage
+        for adapter, kept in (("opd", [0.8, 0.7, 0.6, 0.5, 0.4]), ("aopd", [0.8, 0.75, 0.7, 0.65, 0.6])):
+            curve = points([0.2, 0.4, 0.6, 0.8, 1.0], kept)
+            write_run(tmp_path, adapter, seed, curves=lambda stage, own=curve: own if stage == 1 else [], **left)
+    for scope in ({"stage": 1}, {"stage": None}):
+        (row,) = rows_of(tmp_path, KEEPS | {"scope": scope})
+        assert (row.effect.seeds, row.looked, row.effect.mean) == (3, 3, pytest.approx(0.09))
+    for run in tmp_path.glob("tiny/opd/default/seed*"):
+        found = json.loads((run / "manifest.json").read_text())
+        write_json(run / "manifest.json", found | {"finished": None})
+    (row,) = rows_of(tmp_path, KEEPS)
+    assert (row.verdict, row.effect.seeds, row.looked) == (NOT_TESTABLE, 0, 0)
 
 
 def test_without_common_learning_retention_is_not_testable(tmp_path: Path):

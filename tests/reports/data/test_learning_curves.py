@@ -139,6 +139,16 @@ def test_without_curves_there_is_no_section_and_a_reason(tmp_path: Path):
     assert at_equal_learning_of(opd, aopd) is None
 
 
+def test_a_stage_that_still_trains_has_no_curve_to_compare(runs: Path):
+    for done in runs.glob("tiny/aopd/default/seed[12]/stage_1_*/train/done.json"):
+        done.unlink()
+    first = equal_learning_table(load_frames([runs])).set_index("stage").loc[1]
+    assert (first["paired"], first["obstacle"]) == (1, "")
+    for done in runs.glob("tiny/aopd/default/seed0/stage_1_*/train/done.json"):
+        done.unlink()
+    assert 1 not in list(equal_learning_table(load_frames([runs]))["stage"])
+
+
 def test_one_task_is_compared_alone(runs: Path):
     opd, aopd = find_methods([runs / "tiny/opd", runs / "tiny/aopd"])
     assert set(kept(at_equal_learning_of(opd, aopd, [PROBES[0]])).items) == {PROBES[0]}
