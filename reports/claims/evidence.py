@@ -117,7 +117,7 @@ NO_EFFECT = Estimate({})
 
 
 def measure_effect(entry: ClaimEntry, place: ClaimScope, profile: str, evidence: Evidence) -> MeasuredEffect:
-    """Return a claim's effect at one place, under a profile (empty: the first of the runs)."""
+    """Return a claim's effect at one place, under a profile (empty: the suite's first, whatever the methods show)."""
     named = {metric: evidence.method(entry, metric.adapter, _start(metric, place)) for metric in entry.parsed.metrics}
     methods = {metric: method for metric, method in named.items() if method is not None}
     if missing := [metric for metric in named if metric not in methods]:
@@ -129,7 +129,11 @@ def measure_effect(entry: ClaimEntry, place: ClaimScope, profile: str, evidence:
         effect = _effect(entry, place, methods)
         reason = _no_profiles(methods) if not effect.by_seed else ""
         return MeasuredEffect(effect, compared=_compared(entry, place, methods.values(), evidence), reason=reason)
-    shown = {metric: found for metric, method in methods.items() if (found := method.under(profile))}
+    shown = {
+        metric: found
+        for metric, method in methods.items()
+        if (found := method.under(profile or method.first.manifest.profile_names[0]))
+    }
     if lacking := [metric.adapter for metric in methods if metric not in shown]:
         return MeasuredEffect(NO_EFFECT, profile, reason=f"{lacking[0]} was not evaluated under profile {profile}")
     profile = next(iter(shown.values())).profile

@@ -135,6 +135,9 @@ def test_a_claim_is_judged_under_its_profile(tmp_path: Path):
     ]
     assert re.fullmatch("aopd .*not evaluated .*profile policy", found[2][0].reason)
     assert {row.profile for _, row in found} == {"greedy"}
+    file = read_claims(write_claims(tmp_path, {"smallest_effect": 0}))
+    (row,) = judge_claims([file], Evidence(find_methods([tmp_path], profile="paper")))
+    assert (row.profile, row.verdict, row.effect) == ("greedy", SUPPORTED, found[1][0].effect)
 
 
 @pytest.mark.parametrize(
