@@ -14,11 +14,14 @@ from reports.data.methods import Method
 from reports.formatting import format_percent
 
 GAIN = replace(LEARNING, name="gain_over_start", cells=minus(after_own, at_start))
-LEAST_LEARNED = 0.02  # a share: a gain of at most this is called "learned nothing"
+LEAST_LEARNED = 0.02  # a share: a gain whose interval ends at most here is called "learned nothing"
 
 
 def describe_against_start(methods: Sequence[Method], stage: int | None = None) -> Iterator[str]:
-    """Yield a sentence for each method whose mean ends below its start, or that learned nothing; controls are left out."""
+    """Yield a sentence for each method whose mean ends below its start, or that learned next to nothing; no controls.
+
+    Where the interval leaves more possible, the sentence says that it is not shown.
+    """
     for method in methods:
         if not method.control:
             yield from _below_start(method, stage)
@@ -37,7 +40,7 @@ def _below_start(method: Method, stage: int | None) -> Iterator[str]:
     if change.mean < 0:
         below = (
             "is not shown to end above its start"
-            if has_width(change) and not resolved(change)
+            if has_width(change, 1) and not resolved(change, 1)
             else "ends below its start"
         )
         yield (
@@ -50,7 +53,8 @@ def _nothing_learned(method: Method, stage: int | None) -> Iterator[str]:
     gain = two_way_interval(method.estimate(GAIN, stage=stage)).of_difference(LEARNING.unit)
     if gain.mean <= LEAST_LEARNED:
         more = "more" if gain.mean >= 0 else "less"
+        nothing = "learned nothing" if gain.high <= LEAST_LEARNED else "is not shown to have learned"
         yield (
-            f"{method.name} learned nothing: right after its own stage a task scores {format_percent(abs(gain.mean))} points "
+            f"{method.name} {nothing}: right after its own stage a task scores {format_percent(abs(gain.mean))} points "
             f"{more} than at the start{format_bracket(gain, 1 if gain.mean >= 0 else -1)}, mean over tasks."
         )

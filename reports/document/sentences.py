@@ -134,14 +134,23 @@ def _limits(frames: Frames) -> str:
     items, independent = frames.fewest_items
     if not items:
         return "Nothing has been evaluated yet."
-    seeds = frames.scores.groupby("label")["seed"].nunique().min()
-    several = "Brackets are 95 % intervals: of a score over seeds, of a difference for another seed and other items."
-    single = "With one seed there is no interval, and no difference between methods is established."
     error = min(100.0, 100 * 1.96 * math.sqrt(0.25 / independent))
     worth = f", worth {independent:.0f} independent ones" if round(independent) < items else ""
     tested = f"{items} {'' if worth else 'independent '}test items{worth}"
     sampling = f"With {tested}, one seed's score alone is uncertain by up to ±{error:.1f} points."
-    return f"{several if seeds > 1 else single} {sampling}"
+    return f"{_intervals(frames)} {sampling}"
+
+
+def _intervals(frames: Frames) -> str:
+    """Say what brackets are, and which methods have a single seed and so none; controls count where nothing else ran."""
+    trained = [(run, label) for run, label in frames.labelled if not run.manifest.control]
+    labels = [label for _, label in trained or frames.labelled]
+    alone = [label for label in dict.fromkeys(labels) if labels.count(label) == 1]
+    if len(alone) == len(labels):
+        return "With one seed there is no interval, and no difference between methods is established."
+    several = "Brackets are 95 % intervals: of a score over seeds, of a difference for another seed and other items."
+    named = f" With one seed there is no interval, and no difference is established: {'; '.join(alone)}."
+    return f"{several}{named * bool(alone)}"
 
 
 def _gaps(run: RunDir, cells: pd.DataFrame) -> Iterator[str]:

@@ -294,6 +294,17 @@ def test_with_one_seed_no_method_is_called_better(tmp_path: Path):
     assert "±31.0 points" in opening[-1]  # 196 * sqrt(0.25 / 10)
 
 
+def test_only_methods_with_one_seed_are_said_to_have_no_interval(tmp_path: Path):
+    for seed in range(2):
+        write_run(tmp_path, "opd", seed)
+    write_run(tmp_path, "none", scores=[[0.5, 0.1, 0.6]] * 3)
+    assert "no interval" not in sentences.opening_sentences(load_frames([tmp_path]))[-1]
+    write_run(tmp_path, "aopd", scores=OTHER)
+    limits = sentences.opening_sentences(load_frames([tmp_path]))[-1]
+    assert "no interval, and no difference is established: aopd." in limits
+    assert "Brackets are 95 % intervals" in limits
+
+
 def test_seeds_that_end_in_two_groups_are_warned_of(tmp_path: Path):
     for seed, end in enumerate([0.1, 0.8, 0.8, 0.1, 0.9]):
         write_run(tmp_path, "aopd", seed, [[0.5, 0.1, 0.6], [0.9, 0.2, 0.6], [end, end, 0.6]])

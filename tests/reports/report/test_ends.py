@@ -62,6 +62,19 @@ def test_methods_that_learn_nothing_or_end_below_their_start_are_named(tmp_path:
     write_run(tmp_path, "gkd", 0, [START, [0.8, 0.2, 0.5], [0.2, 0.3, 0.5]])
     write_run(tmp_path, "aopd", 0, [START, [0.8, 0.2, 0.5], [0.8, 0.6, 0.5]])
     found = [each.replace("\u00a0", " ") for each in describe_ends(load_frames([tmp_path]))[1:]]
-    assert [each.split(":")[0] for each in found] == ["opd learned nothing", "gkd ends below its start"]
+    assert [each.split(":")[0] for each in found] == ["opd learned nothing", "gkd is not shown to end above its start"]
     assert re.match(r"opd learned nothing: .*\b0\.0 points more", found[0])
     assert "at 25.0 %, 5.0 points" in found[1]
+
+
+def test_one_seed_ends_below_its_start_where_its_bracket_excludes_zero(tmp_path: Path):
+    write_run(tmp_path, "opd", 0, [START, [0.8, 0.2, 0.5], [0.1, 0.1, 0.5]], items=200)
+    found = list(describe_ends(load_frames([tmp_path])))[1:]
+    assert [each.split(":")[0] for each in found] == ["opd ends below its start"]
+
+
+def test_nothing_was_learned_only_where_the_interval_leaves_next_to_nothing(tmp_path: Path):
+    for seed, learned in enumerate((0.3, 0.5, 0.7)):  # a mean gain of 0, give or take 25 points
+        write_run(tmp_path, "opd", seed, [START, [learned, 0.1, 0.5], [0.8, 0.1, 0.5]], items=200)
+    found = list(describe_ends(load_frames([tmp_path])))[1:]
+    assert [each.split(":")[0] for each in found] == ["opd is not shown to have learned"]
