@@ -41,10 +41,9 @@ def sentences_of(compared: Comparison) -> list[str]:
 
 
 def _sentence(base: Method, other: Method) -> str:
-    compared = Comparison([base, other])
-    if not compared.seeds(other):
+    if not base.by_seed.keys() & other.by_seed.keys():  # `compare` pairs single runs of different seeds, as asked
         return f"{other.name} and {base.name} have no seed in common, so they are not compared."
-    return _compare(compared, other)
+    return _compare(Comparison([base, other]), other)
 
 
 def _compare(compared: Comparison, other: Method) -> str:

@@ -137,6 +137,13 @@ def test_seeds_are_paired_or_a_sentence_says_that_they_are_not(tmp_path: Path, s
     assert alone == (seeds == (5, 6))
 
 
+def test_single_runs_of_different_seeds_are_compared_by_request_alone(tmp_path: Path):
+    for adapter, seed in (("opd", 0), ("aopd", 1)):
+        write_run(tmp_path, adapter, seed, [START, [0.5, 0.2, 0.5], [0.2, 0.7, 0.5]])
+    assert opening_of(tmp_path) == ["aopd and opd have no seed in common, so they are not compared."]
+    assert re.search("learned .* than opd", sentences_of(Comparison(find_methods([tmp_path])))[0])
+
+
 def test_the_profile_and_a_reversed_sign_are_named(tmp_path: Path):
     """Greedily aopd learns 20 points more, sampled at temperature 1 it learns 10 points less; the ends have one sign."""
     for adapter, greedy, policy in (("opd", 0.5, 0.6), ("aopd", 0.9, 0.4)):
