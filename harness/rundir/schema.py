@@ -156,6 +156,11 @@ class Manifest(Record):
         return self.kind == CONTROL
 
     @property
+    def on_policy(self) -> bool:
+        """Whether it trains on the student's own answers alone: only then is what a step log says of answers theirs."""
+        return set(self.trains_on) == {"student"}
+
+    @property
     def profile_names(self) -> tuple[str, ...]:
         """The evaluation profiles, the suite's first one first; `default` alone where the suite names none."""
         return tuple(self.profiles) or ("default",)

@@ -29,7 +29,7 @@ class TrainingFigure(NamedTuple):
     last_stage: bool = False
 
 
-_OWN = "methods that train on their own answers"
+_OWN = "methods that train on their own answers alone"
 ENTROPY = TrainingFigure("entropy", "entropy", f"mean over training steps, per token; {_OWN}", "nats", "entropy")
 TRAINING = {
     figure.name: figure
@@ -111,8 +111,8 @@ class Method:
 
     @property
     def on_policy(self) -> bool:
-        """Whether it trains on the student's own answers, so that the entropy in its step log is theirs."""
-        return "student" in self.first.manifest.trains_on
+        """Whether it trains on the student's own answers alone, so that the entropy in its step log is theirs."""
+        return self.first.manifest.on_policy
 
     def training(self, figure: TrainingFigure, last: int) -> dict[int, float]:
         """Return a training figure by seed over the steps up to a stage that is trained and evaluated."""

@@ -61,7 +61,9 @@ class Results:
         """One row per run (indexed by RUN), one column per figure; shares in [0, 1], entropy in nats."""
         figures = figures_by_seed(self.frames.scores).pivot(index=RUN, columns="figure", values="value")
         first = pd.DataFrame(self._first_task()).set_index(RUN)
-        steps = self.frames.own_steps[~self.frames.own_steps["adapter"].isin(self.off_policy)]
+        steps = self.frames.own_steps
+        own = ~steps["adapter"].isin(self.off_policy)
+        steps = steps.assign(**{column: steps[column].where(own) for column in ("entropy", "truncated_share")})
         return figures.join(first).join(_training_figures(steps)).sort_index()
 
     @cached_property
@@ -71,9 +73,9 @@ class Results:
 
     @cached_property
     def off_policy(self) -> list[str]:
-        """Adapters that train on references: their entropy and truncation are not those of the student's own answers."""
+        """Adapters that train on references, all or in part: their entropy and truncation are not of the student's answers."""
         manifests = (run.manifest for run in self.frames.runs)
-        return list(dict.fromkeys(m.adapter for m in manifests if not m.control and "student" not in m.trains_on))
+        return list(dict.fromkeys(m.adapter for m in manifests if not (m.control or m.on_policy)))
 
     @cached_property
     def points(self) -> pd.DataFrame:

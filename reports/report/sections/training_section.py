@@ -28,7 +28,7 @@ CALIBRATED = (
     "Policy − greedy: score of answers sampled at temperature 1 minus score of greedy answers, each task right after its own "
     "stage, mean over tasks. It is low for a method that keeps a high entropy without knowing better. Brackets are 95 % "
     "intervals for another seed and other items (entropy: over seeds; with one seed: over items alone). Entropy is the mean "
-    "over training steps, for methods that train on their own answers."
+    "over training steps, for methods that train on their own answers alone."
 )
 ROUTED = (
     f"Share of answer tokens that took the forward KL instead of the policy gradient. Rolling mean of {SMOOTHING} steps "

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from harness.rundir.files import write_json
 from reports.compare.comparison import Comparison
 from reports.compare.headline import headline
 from reports.data.frames import load_frames
 from reports.data.matched_pairs import matched_table
-from reports.data.methods import ENTROPY, find_methods
+from reports.data.methods import ENTROPY, TRAINING, find_methods
 from reports.figures import style
 from tests.support.reports.run_factory import write_run
 
@@ -35,6 +36,18 @@ def test_entropy_is_compared_only_where_both_train_on_the_students_answers(
     compared = Comparison(find_methods(paths))
     assert compared.row("mine", ENTROPY) is None
     assert any(re.match("mine trains on references, .*entropy", note) for note in compared.notes())
+
+
+def test_entropy_over_answers_that_are_partly_references_is_not_the_students(tmp_path: Path):
+    paths = [write_run(tmp_path, "opd"), write_run(tmp_path, "gkd")]
+    found = json.loads((paths[1] / "manifest.json").read_text())
+    write_json(paths[1] / "manifest.json", found | {"trains_on": ["student", "data"]})
+    opd, gkd = find_methods(paths)
+    truncated = TRAINING["truncated_share"]
+    assert [bool(method.estimate(truncated).by_seed) for method in (opd, gkd)] == [True, False]
+    compared = Comparison([opd, gkd])
+    assert compared.row("gkd", ENTROPY) is None
+    assert any(re.match("gkd trains on references, .*entropy", note) for note in compared.notes())
 
 
 def test_a_control_is_known_by_its_adapter_not_by_its_entrys_name(tmp_path: Path):
