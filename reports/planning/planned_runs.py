@@ -11,10 +11,12 @@ from functools import cached_property
 
 from harness.config.run_spec import RunSpec
 from harness.config.suite import Suite
+from harness.stats.looks import FEWEST_SEEDS
 from harness.stats.score_matrix import Figure
 from reports.claims.claim_file import ClaimEntry, claim_metrics
 from reports.claims.evidence import ClaimScope
 from reports.claims.grammar import Metric
+from reports.formatting import format_count
 
 BRANCH = "that begin a stage at a trained checkpoint of all methods; give the first stage an adapter, or use --from"
 
@@ -76,6 +78,11 @@ class PlannedRuns:
                 return f"learning curves are made under the profile {drawn}; set evaluation.curve_profile"
         if entry.scope.rate == "best" and (single := [m for m in sides if len(self._rates(entry, m, place)) < 2]):
             return f"one learning rate of {single[0].adapter}; a study varies training.optimizer.lr"
+        if entry.scope.rate == "best" and (seeds := self.seeds(entry, place)) < FEWEST_SEEDS:
+            return (
+                f"{format_count(seeds, 'seed')} with runs at all learning rates, and a verdict needs {FEWEST_SEEDS}; give the "
+                "study's learning rates more seeds"
+            )
         return ""
 
     def own_runs(self, entry: ClaimEntry, metric: Metric, place: ClaimScope) -> list[RunSpec]:
@@ -86,9 +93,14 @@ class PlannedRuns:
         return rates.get(rate_of(self.base, metric.adapter), [])
 
     def seeds(self, entry: ClaimEntry, place: ClaimScope) -> int:
-        """Return how many seeds all methods of a claim have."""
-        seeds = [{run.seed for run in self.own_runs(entry, metric, place)} for metric in entry.parsed.metrics]
-        return len(set.intersection(*seeds))
+        """Return how many seeds all methods of a claim have; at the best learning rate, with runs at all rates."""
+        best = entry.scope.rate == "best"
+        groups = [
+            runs
+            for metric in entry.parsed.metrics
+            for runs in (self._rates(entry, metric, place).values() if best else [self.own_runs(entry, metric, place)])
+        ]
+        return len(set.intersection(*({run.seed for run in runs} for runs in groups)))
 
     def runs_per_seed(self, entry: ClaimEntry, place: ClaimScope | None) -> int:
         """Return how many runs a seed takes: one for each adapter and start, and where the best rate counts for each rate."""

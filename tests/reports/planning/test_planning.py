@@ -30,6 +30,7 @@ from reports.study.study_plan import planned_runs_of
 from reports.terminal.plan_command import compare_two
 from tests.support.models import write_yaml
 from tests.support.reports.run_factory import write_run
+from tests.support.reports.study_factory import study
 
 TRUE = Components(seeds=0.02**2, clusters=0.05**2, interaction=0.06**2, answers=2 * 0.08**2)
 ANSWERS, ITEMS = 4, 80
@@ -310,6 +311,22 @@ def test_a_claim_at_the_best_rate_pays_for_the_runs_at_all_rates():
     assert isinstance(own, PlanningBasis)
     assert best.costs.methods == 4 * own.costs.methods == 8  # four learning rates of two methods
     assert best.seeds == own.seeds == 3
+
+
+def test_a_claim_at_the_best_rate_counts_the_seeds_that_all_rates_have(tmp_path: Path):
+    entry, profile = claim("ends")
+    found = []
+    for seeds in ([0, 1], [0, 1, 2, 3]):
+        rates = {"title": "Rate", "key": "training.optimizer.lr", "values": [1.0e-4, 2.0e-4], "seeds": seeds}
+        method = {"title": "Method", "entries": ["opd", "aopd"]}
+        plan = study(tmp_path / str(len(seeds)), {"method": method, "rate": rates}, seeds=range(10))
+        found.append(from_priors(entry, planned_runs_of(plan), profile))
+    few, enough = found
+    assert isinstance(few, NoPlan)
+    assert not few.judged
+    assert "2 seeds with runs at all learning rates" in few.reason
+    assert isinstance(enough, PlanningBasis)
+    assert enough.seeds == 4
 
 
 @pytest.mark.parametrize("command", [["study", "verdicts"], ["sweep", "tiny", "--adapter", "opd,aopd"]])
