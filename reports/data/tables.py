@@ -235,12 +235,15 @@ def cost_table(frames: Frames) -> pd.DataFrame:
 
     `seconds_step` is the whole training step, which includes generation, teacher and student. `share_outside` is the share of
     the total outside generation, teacher, student, evaluation and the preparation of models; nan for a run that did not record
-    its seconds. `memory_train` and `memory_evaluate` are the maximum over runs, in bytes; nan where no run recorded any.
+    its seconds. A stage with an adapter of its own is left out of steps, tokens and training phases: one run trains it for
+    all, and the others hold its log. `memory_train` and `memory_evaluate` are the maximum over runs, in bytes; nan where no
+    run recorded any.
     """
     phases = [f"seconds_{phase}" for phase in PHASES]
     runs = frames.scores.groupby(IDENTITY, sort=False)["seconds"].sum().rename("seconds_evaluate").to_frame()
-    trained = frames.steps.groupby(IDENTITY)[[*phases, "tokens"]].sum()
-    trained["steps"] = frames.steps.groupby(IDENTITY).size()
+    own = frames.own_steps.groupby(IDENTITY)
+    trained = own[[*phases, "tokens"]].sum()
+    trained["steps"] = own.size()
     runs = runs.join(trained).fillna(0.0)
     spent = pd.DataFrame([run.seconds for run in frames.runs], index=runs.index).astype(float)
     runs["seconds_evaluate"] = spent["evaluate"].fillna(runs["seconds_evaluate"])

@@ -12,7 +12,8 @@ from reports.report.report_data import ReportData
 NOTE = (
     "Mean per run. A whole step includes generation, teacher scoring and the student (forward, backward, optimiser). "
     "Models are built once, by the first run that needs them, and loaded by the others. Tokens are those of prompts "
-    "and answers in training. Outside % is the share of the total that none of these columns covers."
+    "and answers in training. A stage with an adapter of its own counts in the total alone, and only for the run that trained "
+    "it: the others took it over. Outside % is the share of the total that none of these columns covers."
 )
 MEMORY = {
     "gpu": "Peak memory is that of tensors on the GPU, the highest of all runs, without vLLM's own process.",

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from harness.rundir.files import write_json
 from harness.stats.continual import FIGURES
 from reports.data import tables
 from reports.data.frames import Frames, load_frames
@@ -111,6 +112,17 @@ def test_cost_is_the_mean_over_runs(frames: Frames):
     assert row[["seconds_models", "seconds_total"]].tolist() == [5.0, 40.0]
     # 5 s of models, 13.5 s of evaluation and 8 steps whose phases take 1 s
     assert row["share_outside"] == pytest.approx(1 - (5 + 13.5 + 8) / 40)
+
+
+def test_a_stage_that_one_run_trains_for_all_is_no_cost_of_each(tmp_path: Path):
+    for seed in range(2):
+        file = write_run(tmp_path, "opd", seed) / "manifest.json"
+        found = json.loads(file.read_text())
+        found["stages"][0]["adapter"] = "sft"
+        write_json(file, found)
+    row = tables.cost_table(load_frames([tmp_path])).iloc[0]
+    assert row[["runs", "steps", "tokens", "seconds_teacher", "seconds_step"]].tolist() == [2, 4, 4000, 1.0, 4.0]
+    assert row["share_outside"] == pytest.approx(1 - (5 + 13.5 + 4) / 40)
 
 
 def test_peak_memory_is_the_highest_of_all_sessions_and_runs(tmp_path: Path):
