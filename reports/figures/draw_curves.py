@@ -18,25 +18,28 @@ COLUMNS = 4
 
 @style.styled()
 def draw_curves(points: pd.DataFrame) -> Figure:
-    """Return the change of the other tasks (points) against the score of the stage's own task (%), a panel per stage.
+    """Return the change of the other tasks (points) against the score of the stage's own task (%).
 
-    `points` is `learning_curves.curve_frame`'s; the x axis is its monotone fit of learning. Means are over seeds, point by
-    point; a ring marks where a stage begins. With more than `style.MANY` labels no lines of single seeds are drawn. Raises
-    RunError without any curve.
+    There is a panel per suite, order and stage; its title names suite and order where there are several. `points` is
+    `learning_curves.curve_frame`'s; the x axis is its monotone fit of learning. Means are over seeds, point by point; a ring
+    marks where a stage begins. With more than `style.MANY` labels no lines of single seeds are drawn. Raises RunError without
+    any curve.
     """
     if points.empty:
         raise RunError("No run has a learning curve; set evaluation.every.")
-    looks, stages = looks_of(points), points.drop_duplicates("stage").sort_values("stage")
+    looks, settings = looks_of(points), points.groupby(["suite", "order"], sort=False).ngroups
+    stages = list(points.groupby(["suite", "order", "stage", "task"]))
     columns = min(COLUMNS, len(stages))
     rows = -(-len(stages) // columns)
     figure = Figure(figsize=(12 if columns > 2 else 9, 3.1 * rows + 0.9), layout="constrained")
     shown, names = panels(figure, len(stages), columns), shorten_names(points["task"])
-    for axes, (stage, task) in zip(shown, stages[["stage", "task"]].itertuples(index=False, name=None), strict=True):
-        for label, own in points[points["stage"] == stage].groupby("label", sort=False):
+    for axes, ((suite, order, stage, task), found) in zip(shown, stages, strict=True):
+        for label, own in found.groupby("label", sort=False):
             look = {**looks[str(label)], "marker": None}
             _label_lines(axes, own, look, seeds=len(looks) <= style.MANY)
         axes.axhline(0, color=style.RULE, linewidth=0.8)
-        axes.set_title(f"{stage}: {names[task]}")
+        setting = f"{suite}, {order}\n" if settings > 1 else ""
+        axes.set_title(f"{setting}{stage}: {names[task]}")
         axes.set(xlabel="learned: score of the stage's task (%)", ylabel="other tasks since the\nstage began (points)")
         axes.grid(visible=True, axis="both")
     limits = [axes.get_ylim() for axes in shown]

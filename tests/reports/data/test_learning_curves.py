@@ -164,6 +164,18 @@ def test_the_figure_has_a_panel_per_stage_with_a_line_per_seed_and_their_mean(ru
         assert len([line for line in axes.lines if np.size(line.get_xdata()) == 3]) == 2 * (3 + 1)
 
 
+def test_orders_that_train_other_tasks_in_a_stage_have_panels_of_their_own(runs: Path):
+    turned = write_run(runs, "opd", 0, order="turned", stages=STAGES[::-1])
+    write_curves(turned, 1, {STAGES[1]: [0.1, 0.4, 0.6], PROBES[0]: [0.8, 0.7, 0.4]})
+    figure = draw_curves(curve_frame(load_frames([runs])))
+    titles = [axes.get_title("left").split("\n") for axes in figure.axes]
+    assert [place for place, _ in titles] == ["tiny, default", "tiny, default", "tiny, turned"]
+    assert [name[:2] for _, name in titles] == ["1:", "2:", "1:"]
+    assert titles[0][1] != titles[2][1]
+    (line,) = (line for line in figure.axes[2].lines if np.size(line.get_xdata()) == 3)
+    assert np.asarray(line.get_xdata()) == pytest.approx([10, 40, 60])
+
+
 @pytest.mark.slow
 def test_the_page_shows_the_section_and_writes_its_tables(runs: Path):
     page = build_report([runs], runs / "report").read_text(encoding="utf-8")
