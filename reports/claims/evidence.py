@@ -16,8 +16,8 @@ from harness.stats.learning.rates import ChosenRate, choose_rates, widening
 from harness.stats.score_matrix import Figure
 from reports.claims.claim_file import ClaimEntry, claim_metrics, metrics_of_tasks
 from reports.claims.grammar import Metric
-from reports.data.calibration import CALIBRATION, ProfileFigure, calibration
-from reports.data.learning_curves import NO_CURVES, CurveFigure, at_equal_learning_of
+from reports.data.calibration import CALIBRATION, ProfileFigure, calibration, uncalibrated_tasks
+from reports.data.learning_curves import NO_CURVES, CurveFigure, at_equal_learning_of, probes_without_curve
 from reports.data.methods import Method, different_starts
 from reports.data.paired_cells import SeedPair, check_pairs, estimate_of
 
@@ -128,7 +128,8 @@ def measure_effect(entry: ClaimEntry, place: ClaimScope, profile: str, evidence:
     if not any(isinstance(claim_metrics()[metric.name], Figure | CurveFigure) for metric in methods):
         effect = _effect(entry, place, methods)
         reason = _no_profiles(methods) if not effect.by_seed else ""
-        return MeasuredEffect(effect, compared=_compared(entry, place, methods.values(), evidence), reason=reason)
+        compared = [_compared(entry, place, methods.values(), evidence), _without(_uncalibrated(methods))]
+        return MeasuredEffect(effect, compared=", ".join(filter(None, compared)), reason=reason)
     shown = {
         metric: found
         for metric, method in methods.items()
@@ -201,6 +202,16 @@ def _no_profiles(methods: Mapping[Metric, Method]) -> str:
     asked = {metric: each for metric, each in methods.items() if metric.name == CALIBRATION.name}
     lacking = [metric.adapter for metric, each in asked.items() if not calibration(each).by_seed]
     return f"{lacking[0]} was not evaluated both greedily and at temperature 1" if lacking else ""
+
+
+def _uncalibrated(methods: Mapping[Metric, Method]) -> list[str]:
+    asked = [method for metric, method in methods.items() if metric.name == CALIBRATION.name]
+    return list(dict.fromkeys(task for method in asked for task in uncalibrated_tasks(method)))
+
+
+def _without(tasks: Sequence[str]) -> str:
+    """Name the tasks that an average leaves out; empty without any."""
+    return f"without {', '.join(tasks)}" if tasks else ""
 
 
 def _compared(entry: ClaimEntry, place: ClaimScope, methods: Iterable[Method], evidence: Evidence) -> str:
@@ -284,9 +295,9 @@ def _at_equal_learning(
     sides = {one: found.kept.other, other: found.kept.base}
     seeds = f"{len(found.kept.common)} of {found.kept.seeds} seeds have common learning"
     branch = _branch(methods[one]) if entry.scope.stage == "branch" else ""
-    compared = ", ".join(
-        filter(None, [fill(entry.compared, place), branch, seeds * (len(found.kept.common) < found.kept.seeds)])
-    )
+    without = _without([] if _task(one, place) else probes_without_curve(methods[one], found))
+    fewer = seeds * (len(found.kept.common) < found.kept.seeds)
+    compared = ", ".join(filter(None, [fill(entry.compared, place), branch, fewer, without]))
     return MeasuredEffect(entry.parsed.effect(sides.__getitem__), profile, compared)
 
 

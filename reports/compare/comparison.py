@@ -20,8 +20,8 @@ from harness.stats.learning.matching import MARGIN, how_matched
 from harness.stats.paired import compare_estimates, compare_unpaired
 from harness.stats.score_matrix import Figure
 from reports.compare.rows import AVERAGE, ComparisonRow, Quantity, with_holm
-from reports.data.calibration import CALIBRATION, calibration
-from reports.data.learning_curves import KEPT, StagePair, mean_of_stages, stage_pairs
+from reports.data.calibration import CALIBRATION, calibration, uncalibrated_tasks
+from reports.data.learning_curves import KEPT, StagePair, mean_of_stages, probes_without_curve, stage_pairs
 from reports.data.methods import ENTROPY, Method, different_starts
 from reports.data.paired_cells import (
     SeedPair,
@@ -237,6 +237,11 @@ class Comparison:
         for each in (self.base, method):
             if not (each.on_policy or each.control):
                 yield f"{each.name} trains on references, so its entropy in training is not compared."
+        if tasks := list(dict.fromkeys([*uncalibrated_tasks(self.base), *uncalibrated_tasks(method)])):
+            yield f"{CALIBRATION.short} leaves out {', '.join(tasks)}: one of the two profiles does not evaluate them."
+        kept = [probe for pair in self._stage_pairs(method) for probe in probes_without_curve(method, pair)]
+        if kept:
+            yield f"{KEPT.short} leaves out {', '.join(dict.fromkeys(kept))}: probes scored by likelihood have no curve."
         rows = [row for row in self.rows if row.other == method.name and row.quantity is not KEPT]
         if fewer := [row for row in rows if row.difference.seeds.seeds < len(paired)]:
             counted = f"{len(fewer)} of {format_count(len(rows), 'row')}"

@@ -17,7 +17,7 @@ from reports.compare.comparison import OTHER_LEARNING, OTHER_TASKS, Comparison, 
 from reports.compare.final_scores import describe_against_start, format_bracket
 from reports.compare.rows import ComparisonRow
 from reports.data.frames import Frames
-from reports.data.methods import Method, by_start, methods_of
+from reports.data.methods import Method, by_start, methods_of, over_tasks, tasks_of_all
 from reports.data.setting_differences import describe_unlike
 from reports.formatting import format_count, format_percent
 
@@ -82,20 +82,24 @@ def _end(row: ComparisonRow | None, name: str = "It") -> str:
 
 
 def _reversals(compared: Comparison, other: Method) -> str:
-    """Name the profiles under which a difference has the other sign, if either of the two intervals excludes zero."""
+    """Name the profiles under which a difference has the other sign, if either of the two intervals excludes zero.
+
+    Both differences are over the tasks that both profiles evaluate.
+    """
     found = []
     for profile in [name for name in compared.base.first.manifest.profile_names if name != compared.base.profile]:
         sides = [method.under(profile) for method in (compared.base, other)]
         if sides[0] is None or sides[1] is None:
             continue
+        here = replace(compared, methods=[compared.base, other])
         there = replace(compared, methods=[side for side in sides if side is not None])
+        tasks = tasks_of_all([*here.methods, *there.methods])
+        left = ", ".join(task for task in compared.base.stage_of if task not in tasks)
         for figure, verb in ((LEARNING, "learned"), (ACCURACY, "ends with")):
-            rows = [
-                each.average(each.methods[-1], figure)
-                for each in (replace(compared, methods=[compared.base, other]), there)
-            ]
+            rows = [each.average(each.methods[-1], over_tasks(figure, tasks)) for each in (here, there)]
             if rows[0] and rows[1] and reverses(rows[0].difference.interval, rows[1].difference.interval, 1):
-                found.append(f"under {profile} decoding it {verb} {_amount(rows[1])}")
+                without = f" without {left}, which has no such profile" if left else ""
+                found.append(f"under {profile} decoding it {verb} {_amount(rows[1])}{without}")
     return f" The sign reverses: {'; '.join(found)}." if found else ""
 
 

@@ -14,7 +14,7 @@ import pandas as pd
 from harness.stats.continual import LEARNING
 from harness.stats.estimates import Estimate
 from harness.stats.two_way import two_way_interval
-from reports.data.methods import ENTROPY, Method
+from reports.data.methods import ENTROPY, Method, over_tasks, tasks_of_all
 
 
 class ProfileFigure(NamedTuple):
@@ -29,7 +29,7 @@ class ProfileFigure(NamedTuple):
 CALIBRATION = ProfileFigure(
     "calibration",
     "policy − greedy",
-    "1/J Σ_j (R[j][j] under the policy at temperature 1 − R[j][j] under greedy decoding)",
+    "1/J Σ_j (R[j][j] under the policy at temperature 1 − R[j][j] under greedy decoding), tasks of both profiles",
     "points",
 )
 
@@ -37,24 +37,38 @@ CALIBRATION = ProfileFigure(
 def calibration(method: Method, stage: int | None = None) -> Estimate:
     """Return the policy's minus the greedy score right after a task's own stage, mean over trained tasks, by seed and item.
 
-    Empty where the runs lack a greedy profile, or one at temperature 1 without truncation.
+    Tasks that one of the two profiles lacks are left out. Empty where the runs lack a greedy profile, or one at temperature 1
+    without truncation.
     """
     found = _profiles(method)
     if found is None:
         return Estimate({})
-    greedy, policy = found
-    return policy.estimate(LEARNING, stage=stage) - greedy.estimate(LEARNING, stage=stage)
+    learned = over_tasks(LEARNING, tasks_of_all(found))
+    greedy, policy = (each.estimate(learned, stage=stage) for each in found)
+    return policy - greedy
+
+
+def uncalibrated_tasks(method: Method) -> list[str]:
+    """Return the tasks that a method trains itself and that only one of the two profiles of calibration evaluates."""
+    found = _profiles(method) or ()
+    known = dict.fromkeys(task for each in found for task in each.stage_of)
+    shared = {*(tasks_of_all(found) if found else ()), *method.first.manifest.fixed_tasks}
+    return [task for task in known if task not in shared]
 
 
 def calibration_table(methods: Iterable[Method]) -> pd.DataFrame:
-    """Return a row per method that trains: mean entropy in training and calibration, intervals; empty without profiles."""
+    """Return a row per method that trains: mean entropy in training and calibration, intervals; empty without profiles.
+
+    `without` names the tasks that calibration leaves out.
+    """
     rows = []
     for method in methods:
         found = calibration(method)
         if found.by_seed and not method.control:
             interval = two_way_interval(found.finite()).of_unit(CALIBRATION.unit)
             entropy = two_way_interval(method.estimate(ENTROPY)).of_unit(ENTROPY.unit)
-            rows.append({"label": method.name, "entropy": entropy, "calibration": interval})
+            without = ", ".join(uncalibrated_tasks(method))
+            rows.append({"label": method.name, "entropy": entropy, "calibration": interval, "without": without})
     return pd.DataFrame(rows)
 
 

@@ -43,7 +43,7 @@ KEPT = CurveFigure(
     "retention_at_equal_learning",
     "kept at equal learning",
     "mean over the learning L that both reach of R(t(L)) − R(0): R is the mean score of the first stage's task and the "
-    "probes, t(L) the first step of the stage at which its own task has reached L",
+    "probes with generated answers, t(L) the first step of the stage at which its own task has reached L",
     "points",
 )
 
@@ -114,6 +114,11 @@ def at_equal_learning_of(
 ) -> StagePair | None:
     """Return what was kept of `tasks` (None: all) in one stage, or on average over stages; None without curves."""
     return mean_of_stages([pair for pair in stage_pairs(base, other, tasks) if stage in (None, pair.stage)])
+
+
+def probes_without_curve(method: Method, pair: StagePair) -> list[str]:
+    """Return the probes that a comparison leaves out: those scored by likelihood have no curve."""
+    return [] if pair.obstacle else [probe for probe in method.first.probes if probe not in pair.kept.base.items]
 
 
 def equal_learning_table(frames: Frames) -> pd.DataFrame:

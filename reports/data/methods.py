@@ -163,6 +163,17 @@ def methods_of(frames: Frames) -> list[Method]:
     return [Method(label, replace(frames, runs=tuple(runs))) for label, runs in by_label.items()]
 
 
+def tasks_of_all(methods: Iterable[Method]) -> list[str]:
+    """Return the tasks that all methods evaluate, each under its own profile: a further profile has none by likelihood."""
+    first, *others = methods
+    return [task for task in first.tasks if all(task in other.tasks for other in others)]
+
+
+def over_tasks(figure: Figure, tasks: Sequence[str]) -> Figure:
+    """Return a figure that averages only those of its tasks that are among `tasks`."""
+    return replace(figure, over=lambda matrix: [task for task in figure.over(matrix) if task in tasks])
+
+
 def different_starts(one: Method, other: Method, stage: int = 1) -> list[int]:
     """Return the shared seeds at which `stage` begins with different weights.
 

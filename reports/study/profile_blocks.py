@@ -16,7 +16,7 @@ from harness.stats.two_way import two_way_interval
 from reports.compare.final_scores import describe_against_start
 from reports.data.calibration import calibration_table
 from reports.data.matched_pairs import difference
-from reports.data.methods import Method
+from reports.data.methods import Method, over_tasks, tasks_of_all
 from reports.document.blocks import Block, Bullets, Grid, Text
 from reports.formatting import format_interval, format_points
 from reports.report.sections.training_section import calibration_grid
@@ -40,7 +40,7 @@ def profile_blocks(results: Results) -> list[Block]:
     if len(profiles) < 2:
         return []
     found = {label: _by_profile(*methods) for label, methods in pairs.items()}
-    blocks: list[Block] = [Text(BY_PROFILE, "note"), _differences(found, profiles)]
+    blocks: list[Block] = [Text(BY_PROFILE + _left_out(results), "note"), _differences(found, profiles)]
     reversals = [sentence for label, each in found.items() for sentence in _reversals(label, each)]
     blocks.append(
         Bullets(reversals or ["No difference changes its sign between profiles with an interval that excludes zero."])
@@ -68,14 +68,15 @@ def describe_learned_and_ended(results: Results, profile: str) -> list[str]:
             methods = [results.method(results.layout.own(start, name)) for name in (entry, reference)]
             if methods[0] is None or methods[1] is None:
                 continue
-            by_profile = _by_profile(methods[0], methods[1])
-            if profile not in by_profile:
+            shown = [method.under(profile) for method in methods if method is not None]
+            if shown[0] is None or shown[1] is None:
                 continue
-            learned, ended = by_profile[profile]
+            learned, ended = (difference(shown[0], shown[1], figure) for figure in FIGURES)
+            by_profile = _by_profile(methods[0], methods[1])
             turned = [
                 f"; under {name} decoding it learned {format_interval(other, format_points)}"
                 for name, (other, _) in by_profile.items()
-                if reverses(other, learned, FEWEST_SEEDS)
+                if reverses(other, by_profile[profile][0], FEWEST_SEEDS)
             ]
             found.append(
                 f"{_label(results, f'{entry} − {reference}', start)}, {profile} decoding: learned "
@@ -126,12 +127,26 @@ def _profiles(*methods: Method) -> list[str]:
 
 
 def _by_profile(one: Method, other: Method) -> dict[str, list[Interval]]:
-    """Return by profile the differences one minus other of FIGURES."""
+    """Return by profile the differences one minus other of FIGURES, over the tasks that all profiles evaluate."""
+    tasks = _shared_tasks(one, other)
     found: dict[str, list[Interval]] = {}
     for profile in _profiles(one, other):
         sides = [method for each in (one, other) if (method := each.under(profile)) is not None]
-        found[profile] = [difference(sides[0], sides[1], figure) for figure in FIGURES]
+        found[profile] = [difference(sides[0], sides[1], over_tasks(figure, tasks)) for figure in FIGURES]
     return found
+
+
+def _shared_tasks(*methods: Method) -> list[str]:
+    """Return the tasks that methods have under all of their common profiles."""
+    profiles = _profiles(*methods)
+    return tasks_of_all(shown for each in methods for name in profiles if (shown := each.under(name)) is not None)
+
+
+def _left_out(results: Results) -> str:
+    """Name the trained tasks that some profile does not evaluate; empty where there are none."""
+    methods = [method for _, method in _methods(results)]
+    left = dict.fromkeys(task for each in methods for task in each.stage_of if task not in _shared_tasks(each))
+    return f" Left out, because not all profiles evaluate them: {', '.join(left)}." if left else ""
 
 
 def _differences(found: Mapping[str, Mapping[str, list[Interval]]], profiles: list[str]) -> Grid:
@@ -147,10 +162,9 @@ def _ends(results: Results, profiles: list[str]) -> Grid:
     """Return where each method ends relative to its start, under each profile."""
     labels, cells = [], []
     for label, method in _methods(results):
-        shown = [method.under(profile) for profile in profiles]
-        changes = [
-            None if each is None else (each.estimate(ACCURACY) - each.estimate(START)).finite() for each in shown
-        ]
+        shown, tasks = [method.under(profile) for profile in profiles], _shared_tasks(method)
+        end, start = (over_tasks(figure, tasks) for figure in (ACCURACY, START))
+        changes = [None if each is None else (each.estimate(end) - each.estimate(start)).finite() for each in shown]
         labels.append(label)
         cells.append([None if change is None else two_way_interval(change).of_difference("%") for change in changes])
     return _grid("Final minus start, points", ["method", *profiles], labels, cells)

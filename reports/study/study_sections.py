@@ -200,9 +200,7 @@ def _kinds(results: Results) -> list[str]:
 
 def _factors(results: Results) -> Section:
     silent = ", ".join(results.off_policy)
-    why = (
-        f"No entropy or truncation is given for {silent}, which train on references, not on the student's own answers alone."
-    )
+    why = f"No entropy or truncation is given for {silent}, which train on references, not on the student's own answers alone."
     blocks: list[Block] = [Text(MEANING, "note"), *([Text(why, "note")] if silent else [])]
     present = set(results.points["factor"])
     for name in results.plan.study.factors:

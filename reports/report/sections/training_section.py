@@ -26,9 +26,9 @@ ENTROPY = (
 )
 CALIBRATED = (
     "Policy − greedy: score of answers sampled at temperature 1 minus score of greedy answers, each task right after its own "
-    "stage, mean over tasks. It is low for a method that keeps a high entropy without knowing better. Brackets are 95 % "
-    "intervals for another seed and other items (entropy: over seeds; with one seed: over items alone). Entropy is the mean "
-    "over training steps, for methods that train on their own answers alone."
+    "stage, mean over the tasks that both profiles evaluate. It is low for a method that keeps a high entropy without "
+    "knowing better. Brackets are 95 % intervals for another seed and other items (entropy: over seeds; with one seed: over "
+    "items alone). Entropy is the mean over training steps, for methods that train on their own answers alone."
 )
 ROUTED = (
     f"Share of answer tokens that took the forward KL instead of the policy gradient. Rolling mean of {SMOOTHING} steps "
@@ -59,10 +59,13 @@ def calibration_grid(table: pd.DataFrame) -> Grid:
             str(row["calibration"].seeds),
             format_interval(row["entropy"], format_nats),
             format_with_bounds(row["calibration"]),
+            str(row["without"] or "–"),
         ]
         for row in table.to_dict("records")
     ]
-    return Grid("Entropy and calibration", ["method", "seeds", "entropy, nats", "policy − greedy, points"], rows)
+    shown = 5 if table["without"].any() else 4
+    header = ["method", "seeds", "entropy, nats", "policy − greedy, points", "without"][:shown]
+    return Grid("Entropy and calibration", header, [row[:shown] for row in rows])
 
 
 def make_routing(report_data: ReportData) -> Section | None:

@@ -30,6 +30,7 @@ from reports.claims.claim_file import claim_metrics, metrics_of_tasks, read_clai
 from reports.claims.evidence import Evidence
 from reports.claims.judge_claims import EXPLORATORY, Verdict, judge_by_setting, judge_claims
 from reports.claims.render_verdicts import explain_verdict, format_reported, verdicts_grid, write_verdicts
+from reports.compare.comparison import Comparison
 from reports.data.calibration import ProfileFigure
 from reports.data.frames import load_frames
 from reports.data.learning_curves import CurveFigure
@@ -204,6 +205,17 @@ def test_what_is_kept_is_judged_at_equal_learning(tmp_path: Path):
     assert row.items.mean == pytest.approx(0.09)
     assert row.verdict in (SUPPORTED, NOT_RESOLVED)
     assert row.primary
+
+
+def test_probes_without_a_curve_are_named(tmp_path: Path):
+    probes, scores = ("tiny_long_sums", "by_likelihood"), [[0.5, 0.1, 0.6, 0.5]] * 3
+    learned, kept = [0.2, 0.4, 0.6, 0.8, 1.0], [0.8, 0.7, 0.6, 0.5, 0.4]
+    for adapter in ("opd", "aopd"):
+        write_curves(tmp_path, adapter, learned, kept, scores=scores, probes=probes)
+    (row,) = rows_of(tmp_path, KEEPS)
+    assert row.compared.endswith("without by_likelihood")
+    notes = Comparison(find_methods([tmp_path])).notes()
+    assert [note for note in notes if "by_likelihood" in note and "tiny_long_sums" not in note]
 
 
 def test_only_finished_runs_count_at_equal_learning(tmp_path: Path):

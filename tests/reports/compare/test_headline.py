@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from harness.rundir.files import write_json
 from reports.compare.comparison import Comparison
 from reports.compare.headline import headline, sentences_of
 from reports.data.frames import load_frames
@@ -157,6 +159,20 @@ def test_the_profile_and_a_reversed_sign_are_named(tmp_path: Path):
     assert "paper" not in reversed_sign
     found = find_methods([tmp_path], profile="policy")
     assert sentences_of(Comparison(found))[0].startswith("Under policy decoding aopd learned 10.0 points less")
+
+
+def test_a_reversed_sign_is_of_the_tasks_that_both_profiles_have(tmp_path: Path):
+    """Of the first task aopd learns 10 points more under both profiles, of the second, which is greedy alone, 50 less."""
+    for adapter, first, second in (("opd", 0.5, 0.9), ("aopd", 0.6, 0.4)):
+        for seed in range(3):
+            scores = [START, [first, 0.2, 0.5], [first, second, 0.5]]
+            run = write_run(tmp_path, adapter, seed, scores, items=20, further={"policy": scores})
+            found = json.loads((run / "manifest.json").read_text())
+            found["profiles"]["policy"].remove("tiny_weather")
+            write_json(run / "manifest.json", found)
+    (sentence,) = opening_of(tmp_path)
+    assert sentence.startswith("Under greedy decoding aopd learned 20.0 points less")
+    assert "reverses" not in sentence
 
 
 def test_a_comparison_names_methods_that_end_below_their_start(tmp_path: Path):

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from harness.rundir.files import write_json
 from reports.claims.claim_file import read_claims
 from reports.claims.evidence import Evidence
 from reports.claims.judge_claims import judge_claims
 from reports.compare.comparison import Comparison
-from reports.data.calibration import CALIBRATION, calibration, calibration_table
+from reports.data.calibration import CALIBRATION, calibration, calibration_table, uncalibrated_tasks
 from reports.data.frames import load_frames
 from reports.data.methods import Method, find_methods, methods_of
 from tests.support.reports.run_factory import SCORES, STAGES, write_run
@@ -72,6 +74,31 @@ def test_it_stands_next_to_entropy_and_in_comparisons(tmp_path: Path):
     row = compared.row("aopd", CALIBRATION)
     assert row is not None
     assert row.difference.by_seed == pytest.approx({0: -0.3, 1: -0.2, 2: -0.3})
+
+
+def drop_from_policy(run: Path, task: str) -> None:
+    """Take a task out of the second profile, as one that is scored by likelihood is."""
+    found = json.loads((run / "manifest.json").read_text())
+    found["profiles"]["policy"].remove(task)
+    write_json(run / "manifest.json", found)
+
+
+def test_only_tasks_of_both_profiles_are_subtracted(tmp_path: Path):
+    """The first task scores 60 greedily and 55 sampled; the second, at 90, exists greedily alone."""
+    config = {"evaluation": {"profiles": [{"name": "greedy", "temperature": 0.0}, {"name": "policy", **SAMPLED}]}}
+    for adapter in ("opd", "aopd"):
+        for seed in range(3):
+            scores, sampled = ([[0.5, 0.1, 0.6], [one, 0.2, 0.5], [0.3, 0.9, 0.4]] for one in (0.6, 0.55))
+            run = write_run(tmp_path, adapter, seed, scores, items=20, further={"policy": sampled}, config=config)
+            drop_from_policy(run, STAGES[1])
+    methods = find_methods([tmp_path])
+    assert calibration(methods[0]).by_seed == pytest.approx(dict.fromkeys(range(3), -0.05))
+    assert uncalibrated_tasks(methods[0]) == [STAGES[1]]
+    assert list(calibration_table(methods)["without"]) == [STAGES[1]] * 2
+    assert [note for note in Comparison(methods).notes() if STAGES[1] in note and CALIBRATION.short in note]
+    (tmp_path / "claims.yaml").write_text(CLAIM, encoding="utf-8")
+    (row,) = judge_claims([read_claims(tmp_path / "claims.yaml")], Evidence(methods))
+    assert STAGES[1] in row.compared
 
 
 CLAIM = """

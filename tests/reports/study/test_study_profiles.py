@@ -11,7 +11,7 @@ import pytest
 
 from harness.config.run_spec import RunSpec
 from harness.rundir.files import write_json
-from reports.document.blocks import Block, Bullets, Grid
+from reports.document.blocks import Block, Bullets, Grid, Text
 from reports.formatting import format_interval, format_points
 from reports.study.factors import factor_grid
 from reports.study.profile_blocks import describe_ends_below, describe_learned_and_ended, profile_blocks
@@ -68,6 +68,20 @@ def test_a_method_that_ends_below_its_start_is_named_and_every_profile_shows_whe
     rows = grids(profile_blocks(results))["Final minus start, points"].rows
     # 0.71 - 0.3 for three tasks and 0.71 for one: 48.5 %; under the policy 0.11 and 0.41: 18.5 %.
     assert [cell.split(" ")[0] for cell in rows[1][1:]] == ["+18.5", "−11.5"]
+
+
+def test_profiles_are_set_side_by_side_over_the_tasks_of_all(results: Results):
+    """All tasks are learned alike, so without one of them the differences stay; the end of the last one counts for more."""
+    for spec in results.plan.specs:
+        found = json.loads((spec.path / "manifest.json").read_text())
+        found["profiles"]["policy"].remove("tiny_weather")
+        write_json(spec.path / "manifest.json", found)
+    blocks = profile_blocks(collect(results.plan))
+    note = next(block.text for block in blocks if isinstance(block, Text))
+    assert note.endswith("tiny_weather.")
+    # opd ends at 0.2 in two tasks and at 0.5 in the last one
+    assert [cell.split(" ")[0] for cell in grids(blocks)["Differences by profile"].rows[0][1:3]] == ["+21.0", "−9.0"]
+    assert grids(blocks)["Final minus start, points"].rows[0][1].startswith("+0.0")
 
 
 def test_a_table_names_its_profile(results: Results):
