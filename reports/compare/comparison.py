@@ -112,9 +112,13 @@ class Comparison:
         single = len(self.base.by_seed) == len(method.by_seed) == 1
         return single or not different_starts(self.base, method)
 
-    def notes(self) -> list[str]:
-        """Return sentences on whose grades are shown, and on what was left out, restricted or never measured."""
-        found = [note for method in self.methods[1:] for note in dict.fromkeys(self._notes(method))]
+    def notes(self, only: str = "") -> list[str]:
+        """Return sentences on whose grades are shown, and on what was left out, restricted or never measured.
+
+        `only` limits those on what was left out to one method.
+        """
+        shown = [method for method in self.methods[1:] if only in ("", method.name)]
+        found = [note for method in shown for note in dict.fromkeys(self._notes(method))]
         return [*graded_by(self.methods), *found]
 
     def averages(self, method: Method) -> list[ComparisonRow]:
@@ -290,7 +294,7 @@ class StageComparison:
             ]
         )
 
-    def notes(self) -> list[str]:
+    def notes(self, only: str = "") -> list[str]:
         """Return a sentence on whose grades are shown; a run's own cells have the same items, so nothing is restricted."""
         return graded_by(self.methods)
 

@@ -33,10 +33,18 @@ from reports.formatting import (
     shorten_names,
 )
 
-ON_A_PAGE = ["difference", "over seeds", "p, Holm"]
-LATEX_NOTE = (
-    "Scores in %, differences in points, entropy in nats. Brackets: 95 % t interval over seeds of the paired "
-    "difference. p: the larger one of the t test over seeds and the test for another seed and other items, after Holm."
+UNITS = "Scores in %, differences in points, entropy in nats."
+OVER_SEEDS = (
+    "Brackets: 95 % t interval over seeds of the paired difference. p: the larger one of the t test over seeds and the test "
+    "for another seed and other items, after Holm."
+)
+OVER_GROUPS = (
+    "Brackets: Welch's 95 % interval over two groups of seeds, which are not paired. p: the larger one of Welch's test and "
+    "the test for another seed and other items, after Holm."
+)
+OVER_ITEMS = (
+    "{rows} of one seed: brackets are 95 % intervals over its items, p is the test that they invert, and neither says "
+    "anything about other seeds."
 )
 FORMATS = ("markdown", "csv", "latex")
 READING = {
@@ -106,13 +114,12 @@ def to_markdown(compared: Comparison | StageComparison, sentences: Sequence[str]
 
 def to_latex(compared: Comparison | StageComparison) -> str:
     """Return one LaTeX table per method with the columns that fit a page; it needs the package booktabs only."""
-    shown = [
-        (title, table.loc[:, [*table.columns[:3], *table.columns.intersection(ON_A_PAGE)]])
-        for title, table in method_tables(compared)
-    ]
-    return "% Put \\usepackage{booktabs} into the preamble.\n" + "\n".join(
-        latex_table(table, title, LATEX_NOTE) for title, table in shown
-    )
+    tables: list[str] = []
+    for names in _pairs(compared):
+        rows = [row for row in compared.rows if (row.base, row.other) == names]
+        note = " ".join([UNITS, *_brackets(rows), *compared.notes(names[1])])
+        tables.append(latex_table(_on_a_page(rows), f"{names[1]} minus {names[0]}", note))
+    return "% Put \\usepackage{booktabs} into the preamble.\n" + "\n".join(tables)
 
 
 def to_csv(compared: Comparison | StageComparison) -> str:
@@ -122,6 +129,29 @@ def to_csv(compared: Comparison | StageComparison) -> str:
 
 def _pairs(compared: Comparison | StageComparison) -> list[tuple[str, str]]:
     return list(dict.fromkeys((row.base, row.other) for row in compared.rows))
+
+
+def _on_a_page(rows: Sequence[ComparisonRow]) -> pd.DataFrame:
+    """Return the columns that fit a page; the bracket is over seeds, of one seed over its items."""
+    found = []
+    for row in rows:
+        texts = _texts(row)
+        bracket = texts["over seeds" if row.difference.seeds.seeds > 1 else "95 %"]
+        change = f"{texts['difference']} {bracket}" if bracket != "–" else texts["difference"]
+        kept = {name: texts[name] for name in ("", row.base, row.other)}
+        found.append(
+            {**kept, "difference": change, "p, Holm": texts["p, Holm"], "seeds × items": texts["seeds × items"]}
+        )
+    return pd.DataFrame(found)
+
+
+def _brackets(rows: Sequence[ComparisonRow]) -> Iterator[str]:
+    """Say what the brackets of a table are: over pairs of seeds, over two groups of seeds, or over items of one seed."""
+    several = [row.difference for row in rows if row.difference.seeds.seeds > 1]
+    if several:
+        yield OVER_SEEDS if all(each.by_seed for each in several) else OVER_GROUPS
+    if any(row.difference.seeds.seeds == 1 for row in rows):
+        yield OVER_ITEMS.format(rows="Rows" if several else "All rows are")
 
 
 def _texts(row: ComparisonRow) -> dict[str, str]:

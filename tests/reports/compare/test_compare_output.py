@@ -18,6 +18,7 @@ from reports.compare.render_comparison import to_latex, to_markdown
 from reports.data.csv_text import to_csv_text
 from reports.data.methods import find_methods
 from reports.document.text_tables import latex_table, markdown_table
+from tests.support.reports.compared_runs import HIGH, LOW, write_three
 
 
 def test_latex_is_booktabs_without_a_character_that_pdflatex_lacks(two: list[Path]):
@@ -36,6 +37,32 @@ def test_latex_fits_a_page_with_label_and_note_and_runs_no_command_of_a_name(two
     hostile = latex_table(table, r"x|\input{/etc/passwd}|")
     assert r"\input" not in hostile
     assert r"\textbackslash{}input\{/etc/passwd\}" in hostile
+
+
+def rows_and_note(text: str) -> tuple[list[list[str]], str]:
+    """Return the cells of a LaTeX table's rows, and the note below it."""
+    rows = [line.removesuffix(r" \\").split(" & ") for line in text.splitlines() if line.count("&") == 5]
+    (note,) = re.findall(r"\\footnotesize (.*)\\par\}", text)
+    return rows, note
+
+
+def test_latex_has_the_seeds_and_notes_and_says_over_what_its_brackets_are(tmp_path: Path):
+    paths = [write_three(tmp_path, "opd", LOW), write_three(tmp_path, "aopd", HIGH, (0.0, 0.0))]
+    rows, note = rows_and_note(to_latex(Comparison(find_methods(paths))))
+    assert [row[5] for row in rows[:2]] == [r"seeds $\times$ items", r"2 $\times$ 10"]
+    assert "paired difference" in note
+    assert "opd: seed 2 has no partner" in note
+    apart = write_three(tmp_path, "gkd", HIGH, weights="apart")
+    rows, note = rows_and_note(to_latex(Comparison(find_methods([paths[0], apart]))))
+    assert "Welch" in note
+    assert "paired difference" not in note
+    assert "start from different weights" in note
+    single = [path / "default/seed0" for path in paths]
+    rows, note = rows_and_note(to_latex(Comparison(find_methods(single))))
+    assert "over seeds" not in note
+    assert "one seed" in note
+    # one of 10 items is lost: t(0.975, 9) * sqrt(0.1 / 10) = 22.6 points
+    assert rows[1][3] == "$-$10.0 [$-$32.6,~+12.6]"
 
 
 def test_markdown_of_a_hostile_name_stays_one_cell_and_text():
