@@ -68,6 +68,7 @@ def compute_figures(matrix: ScoreMatrix) -> dict[str, float]:
     return {name: figure.value(matrix) for name, figure in FIGURES.items()}
 
 
+_OWN = ", over tasks the method trains itself"
 _GEM = "Lopez-Paz and Ranzato 2017, arXiv 1706.08840"
 _ICARL = "Rebuffi et al. 2017, arXiv 1611.07725"
 _RWALK = "Chaudhry et al. 2018, arXiv 1801.10112"
@@ -91,7 +92,7 @@ LEARNING = register_figure(
     Figure(
         "learning_accuracy",
         "Learning accuracy",
-        "1/J Σ_j R[j][j]",
+        f"1/J Σ_j R[j][j]{_OWN}",
         "Riemer et al. 2019, arXiv 1810.11910",
         "%",
         True,
@@ -120,7 +121,7 @@ register_figure(
     Figure(
         "plasticity",
         "Plasticity",
-        "1/J Σ_j (R[j][j] − R[j−1][j])",
+        f"1/J Σ_j (R[j][j] − R[j−1][j]){_OWN}",
         "gain over a task's own stage, negative where a stage harms its own task; this harness",
         "points",
         True,

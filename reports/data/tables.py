@@ -19,6 +19,7 @@ from harness.config.suite import JOINT
 from harness.rundir.reader import IDENTITY
 from harness.rundir.records.cell_records import OUTCOMES, PERPLEXITIES
 from harness.stats.continual import FIGURES, PROBE_CHANGE, compute_figures
+from harness.stats.figure_terms import learned_tasks
 from harness.stats.intervals import Interval, t_interval
 from harness.stats.score_matrix import Figure, ScoreMatrix
 from reports.data.csv_text import to_csv_text
@@ -152,7 +153,8 @@ def figures_by_seed(scores: pd.DataFrame) -> pd.DataFrame:
 def figure_table(scores: pd.DataFrame) -> pd.DataFrame:
     """Return one row per figure and label: its `interval` over seeds, formula and source.
 
-    Rows are in the registry's order. Intransigence and probe change are left out where no run has them.
+    Rows are in the registry's order. The formula of a figure over tasks that the method trains itself names the others, those
+    of stages with an adapter of their own. Intransigence and probe change are left out where no run has them.
     """
     values = figures_by_seed(scores)
     optional = values["figure"].str.startswith(("intransigence", "probe_"))
@@ -160,8 +162,9 @@ def figure_table(scores: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for (name, label), cells in values[~optional | known].groupby(["figure", "label"], sort=False):
         figure = _describe(str(name))
+        own = without_fixed(scores[scores["label"] == label]) if figure.over is learned_tasks else ""
         meaning = {"title": figure.label, "unit": figure.unit, "higher_is_better": figure.higher_is_better}
-        reference = {"formula": figure.formula, "source": figure.source}
+        reference = {"formula": f"{figure.formula}{own}", "source": figure.source}
         rows.append(
             {
                 "figure": name,
@@ -173,6 +176,12 @@ def figure_table(scores: pd.DataFrame) -> pd.DataFrame:
         )
     table, names = pd.DataFrame(rows), list(values["figure"].unique())
     return table.sort_values("figure", key=lambda column: column.map(names.index), kind="stable", ignore_index=True)
+
+
+def without_fixed(scores: pd.DataFrame) -> str:
+    """Name the trained tasks of stages with an adapter of their own, in brackets; empty where there are none."""
+    fixed = ", ".join(scores.loc[scores["fixed"], "task"].unique())
+    return f" (without {fixed})" if fixed else ""
 
 
 def _describe(name: str) -> Figure:

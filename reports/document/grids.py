@@ -85,7 +85,7 @@ def figures_grid(scores: pd.DataFrame) -> Grid:
         }
         values = [by_label.get(label, "–") for label in labels]
         unit = f"{line['unit']}\u00a0{'↑' if line['higher_is_better'] else '↓'}"
-        rows.append([line["title"], *values, unit, line["formula"], line["source"]])
+        rows.append([line["title"], *values, unit, "; ".join(cells["formula"].unique()), line["source"]])
     return Grid("Figures", ["figure", *methods, "unit", "formula", "source"], rows)
 
 

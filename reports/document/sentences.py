@@ -16,7 +16,7 @@ from harness.stats.continual import ACCURACY, FIGURES
 from harness.stats.intervals import Interval, t_interval
 from harness.stats.significance import find_two_groups
 from reports.data.frames import Frames
-from reports.data.tables import figures_by_seed
+from reports.data.tables import figures_by_seed, without_fixed
 from reports.formatting import format_count, format_interval, format_percent
 
 WARNINGS = {
@@ -40,7 +40,11 @@ def opening_sentences(frames: Frames, *, brief: bool = False) -> list[str]:
     if brief:
         return [_setting(frames), *memory, *describe_groups(frames), _limits(frames)]
     values = figures_by_seed(frames.scores)
-    methods = [_method(label, rows) for label, rows in values.groupby("label", sort=False)]
+    cells = frames.scores
+    methods = [
+        _method(label, rows, without_fixed(cells[cells["label"] == label]))
+        for label, rows in values.groupby("label", sort=False)
+    ]
     return [_setting(frames), *methods, *memory, *describe_groups(frames), _limits(frames)]
 
 
@@ -113,7 +117,9 @@ def _setting(frames: Frames) -> str:
     return f"Suite {suites}: the {student} was adapted to {stages} by {methods}.{kept}"
 
 
-def _method(label: object, values: pd.DataFrame) -> str:
+def _method(label: object, values: pd.DataFrame, without: str) -> str:
+    """Return a method's figures; `without` names the trained tasks that are not its own learning."""
+
     def figure(name: str) -> Interval:
         return t_interval(values.loc[values["figure"] == name, "value"]).of_unit(FIGURES[name].unit)
 
@@ -122,7 +128,7 @@ def _method(label: object, values: pd.DataFrame) -> str:
         return f"{label} has not finished its last stage, so it has no end figures yet."
     sentence = (
         f"{label} ({format_count(final.seeds, 'seed')}) scored {format_interval(learned)} % on a task right after its own "
-        f"stage and {format_interval(final)} % at the end"
+        f"stage{without} and {format_interval(final)} % at the end"
     )
     if not lost.seeds:
         return f"{sentence}."

@@ -18,8 +18,9 @@ from reports.data.flips import by_item_table, compare_answers
 from reports.data.frames import load_frames
 from reports.data.learning_curves import KEPT, OTHER_SEEDS
 from reports.data.methods import ENTROPY, find_methods
-from reports.data.tables import advantage_table
+from reports.data.tables import advantage_table, figure_table
 from reports.document.grids import retention_grids, several_answers_grid
+from reports.document.sentences import opening_sentences
 from reports.report.sections.pulls_section import read_pulls
 from tests.support.reports.run_factory import curve_points, write_run
 from tests.support.runs import vouch
@@ -58,6 +59,21 @@ def test_a_stage_that_trains_all_methods_alike_says_nothing_about_their_differen
     assert kept.keys() == {AVERAGE, SECOND}
     assert kept[AVERAGE] == pytest.approx(kept[SECOND])
     assert kept[SECOND] < -0.15
+
+
+def test_averages_over_own_tasks_name_the_tasks_that_they_leave_out(tmp_path: Path):
+    for seed in range(2):
+        fix_first_stage(write_run(tmp_path, "opd", seed))
+    frames = load_frames([tmp_path])
+    table = figure_table(frames.scores).set_index("figure")
+    assert table.loc["learning_accuracy", "interval"].mean == pytest.approx(0.9)
+    naming = {name for name, formula in table["formula"].items() if formula.endswith(f"(without {FIRST})")}
+    assert naming == {"learning_accuracy", "plasticity"}
+    (said,) = (each for each in opening_sentences(frames) if each.startswith("opd (2 seeds) scored 90.0"))
+    assert f"its own stage (without {FIRST}) and 60.0" in said
+    plain = load_frames([write_run(tmp_path / "plain", "opd", seed) for seed in range(2)])
+    assert not figure_table(plain.scores)["formula"].str.contains("without").any()
+    assert "without" not in " ".join(opening_sentences(plain))
 
 
 def test_means_over_steps_are_of_stages_that_a_method_trains_itself(tmp_path: Path):

@@ -8,7 +8,8 @@ from reports.report.report_data import ReportData
 
 NOTE = (
     "R[i][j] is the score on task j after stage i, R[0] is the start, stage j trains task j, T is the number of stages and J "
-    "the number of trained tasks (J > T where a stage trains several). Sums are over trained tasks. Values are means over "
+    "the number of trained tasks (J > T where a stage trains several). Sums are over trained tasks; those over tasks "
+    "that the method trains itself leave out stages with an adapter of their own, and name their tasks. Values are means over "
     "seeds with 95 % t interval; differences are in percentage points; ↑ higher is better, ↓ lower is better. A dash: the "
     "figure is not defined for these runs, or a score that it needs is missing."
 )
