@@ -70,7 +70,7 @@ def run(spec: RunSpec, report: Report = silent, begin: Begin | None = None) -> P
                 evaluations.finish()
                 drop_checkpoints(folders[1 : stage.index], spec.stages, spec.suite.checkpoints, checkpoint)
                 store.record(resources.weights, **resources.used())
-                remote.put(before, folder)
+                remote.put(folder, before)  # in this order: the store loses no checkpoint before it has the next
                 here = evaluations.after(folder, checkpoint, stage)
                 store.record(resources.weights, **resources.used())
                 if here:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
 
 from harness.errors import ConfigError, RunError
+from harness.rundir.shared.listed_folders import put_file
 from harness.rundir.shared.remote_stages import RemoteStages
 from harness.rundir.stage_folder import StageFolder
 
@@ -63,6 +66,43 @@ def test_only_what_changed_is_copied_again_and_what_is_gone_goes(url: str, tmp_p
     store.put(*folders(run))
     assert not system.exists(f"{root}/stage_1_sums/train/checkpoint/model.safetensors")
     assert system.cat_file(f"{root}/stage_1_sums/eval/sums/results.json") == b"new"
+
+
+@pytest.mark.parametrize("copied", [0, 1, 2])
+def test_a_copy_that_ends_early_leaves_a_stage_as_it_was(
+    url: str, tmp_path: Path, copied: int, monkeypatch: pytest.MonkeyPatch
+):
+    run, out = a_run(tmp_path / "here"), tmp_path / "here"
+    store = RemoteStages(url, run, out)
+    store.put(*folders(run))
+    before = files(run / "stage_1_sums")
+    (run / "stage_1_sums/train/done.json").write_text('{"kept": false}')
+    (run / "stage_1_sums/train/checkpoint/model.safetensors").unlink()
+    for task in ("calls", "sums"):
+        (run / f"stage_1_sums/eval/{task}").mkdir(parents=True)
+        (run / f"stage_1_sums/eval/{task}/results.json").write_text(task)
+    puts: list[str] = []
+
+    def put_some(system: Any, file: Path, target: str) -> None:
+        if len(puts) == copied:
+            raise OSError("the machine is gone")
+        puts.append(target)
+        put_file(system, file, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("harness.rundir.shared.listed_folders.put_file", put_some)
+        with pytest.raises(RunError, match="gone"):
+            store.put(*folders(run))
+    other = tmp_path / "there/suite/opd/default/seed0"
+    other.mkdir(parents=True)
+    RemoteStages(url, other, tmp_path / "there").fetch()
+    fetched = files(other / "stage_1_sums")
+    assert all(fetched.get(name) == content for name, content in before.items() if copied < 2 or "done" not in name)
+    store.put(*folders(run))
+    shutil.rmtree(tmp_path / "there")
+    other.mkdir(parents=True)
+    RemoteStages(url, other, tmp_path / "there").fetch()
+    assert files(other) == files(run)
 
 
 def test_a_stage_whose_list_was_not_written_is_not_fetched_and_a_damaged_file_is_named(url: str, tmp_path: Path):
