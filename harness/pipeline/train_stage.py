@@ -37,7 +37,7 @@ from harness.pipeline.resources import RunResources
 from harness.pipeline.shared_key import shared_key
 from harness.pipeline.stage_context import ContextBuilder
 from harness.rundir.files import CURVE, DONE, ROLLOUTS, STEPS, file_digest, full_disk_named, sync_tree, write_sealed
-from harness.rundir.process.progress import silent
+from harness.rundir.process.progress import Event, silent
 from harness.rundir.records.training_records import DoneFile
 from harness.rundir.retention import check_space, snapshots_at_once
 from harness.rundir.shared.remote_stages import RemoteStages
@@ -67,7 +67,8 @@ class StageTrainer:
         before = f"stage_{stage.index - 1}" if stage.index > 1 else "start"
         self._stop_if_asked()
         if (done := folder.training_done) is None and stage.shared:
-            with self.shared.locked(key := shared_key(self.resources, stage)):
+            waits = Event(self.spec.label, f"wait for stage {stage.index} {stage.name}, which another run trains")
+            with self.shared.locked(key := shared_key(self.resources, stage), partial(self.resources.report, waits)):
                 done = self.shared.take(key, folder) or self._train(folder, stage, checkpoint, before)
                 self.shared.put(key, folder)
         done = done or self._train(folder, stage, checkpoint, before)

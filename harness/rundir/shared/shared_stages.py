@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -23,9 +24,9 @@ class SharedStages:
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "stages"
 
-    def locked(self, key: str) -> AbstractContextManager[None]:
-        """Return the lock on a stage: of several runs that come to it, one trains it and the others wait."""
-        return waiting_lock(self.folder / f"{key}.lock")
+    def locked(self, key: str, announce: Callable[[], object]) -> AbstractContextManager[None]:
+        """Return the lock on a stage: of several runs that come to it, one trains it and the others wait, after `announce`."""
+        return waiting_lock(self.folder / f"{key}.lock", announce)
 
     def take(self, key: str, stage: StageFolder) -> DoneFile | None:
         """Put the stage with this key into a run, in place of an unfinished training; None where nobody trained it yet."""
