@@ -69,7 +69,9 @@ class StageTrainer:
         if (done := folder.training_done) is None and stage.shared:
             waits = Event(self.spec.label, f"wait for stage {stage.index} {stage.name}, which another run trains")
             with self.shared.locked(key := shared_key(self.resources, stage), partial(self.resources.report, waits)):
-                done = self.shared.take(key, folder) or self._train(folder, stage, checkpoint, before)
+                if (done := self.shared.take(key, folder)) is None:
+                    self.shared.begin(key, folder)
+                    done = self._train(folder, stage, checkpoint, before)
                 self.shared.put(key, folder)
         done = done or self._train(folder, stage, checkpoint, before)
         if done.before not in ("", self.resources.weights[before]):

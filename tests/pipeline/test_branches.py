@@ -26,7 +26,7 @@ from harness.pipeline.resources import RunResources
 from harness.pipeline.run import run
 from harness.pipeline.shared_key import shared_key
 from harness.rundir.files import write_sealed
-from harness.rundir.process.progress import silent
+from harness.rundir.process.progress import Event, silent
 from harness.rundir.reader import find_runs
 from harness.rundir.store import is_finished, read_manifest
 from tests.support.models import micro_suite, write_yaml
@@ -167,6 +167,22 @@ def test_a_killed_shared_stage_goes_on_and_ends_as_an_undisturbed_one(tmp_path: 
     assert manifest(killed)["weights"] == manifest(undisturbed)["weights"]
     other = run(RunSpec(suite, "sft", 0, out=tmp_path / "killed"))
     assert manifest(other)["weights"]["stage_1"] == manifest(undisturbed)["weights"]["stage_1"]
+
+
+@pytest.mark.slow
+def test_another_method_continues_an_interrupted_shared_stage(warm: tuple[Suite, Path], tmp_path: Path):
+    suite = warm_suite(tmp_path, snapshot_minutes=0)
+
+    def interrupt(event: Event) -> None:
+        if (event.activity, event.done) == ("stage 1 tiny_weather", 2):
+            raise RunError("interrupted")
+
+    with pytest.raises(RunError, match="interrupted"):
+        run(RunSpec(suite, "opd", 0, out=tmp_path), interrupt)
+    seen: list[Event] = []
+    other = run(RunSpec(suite, "none", 0, out=tmp_path), seen.append)
+    assert [event.done for event in seen if event.activity == "stage 1 tiny_weather"][1] > 1
+    assert manifest(other)["weights"] == manifest(RunSpec(warm[0], "none", 0, out=warm[1]).path)["weights"]
 
 
 @pytest.mark.parametrize(
