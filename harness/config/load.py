@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from harness.config.base import Strict, is_list, is_mapping
 from harness.config.explain import explain
 from harness.config.models import Pretrained, Scratch
-from harness.config.overrides import apply_override, expand_stages, looks_local, set_value
+from harness.config.overrides import absolute_storage, apply_override, expand_stages, looks_local, set_value
 from harness.config.processor import has_bfloat16
 from harness.config.read_yaml import read_yaml
 from harness.config.suite import Suite
@@ -30,8 +30,8 @@ def load_suite(
     """Read a suite by name (`tiny`) or path (`my/suite.yaml`) and apply `key.path=value` or `@FILE` overrides.
 
     `settings` maps key paths to values that are set last, as they are, without being parsed as YAML. Relative paths of data,
-    task folders, models, chat templates and a teacher's files are relative to the suite file's folder, those in overrides to
-    the current folder.
+    task folders, models, chat templates, `storage` and a teacher's files are relative to the suite file's folder, those in
+    overrides to the current folder.
     Raises `ConfigError` with file, key, what was found and what was expected.
     """
     path = find_suite(name, include)
@@ -162,6 +162,7 @@ def _with_absolute_paths(suite: Suite, folder: Path, include: Sequence[Path]) ->
         "student": _resolve_paths(suite.student, folder, "student"),
         "teacher": _resolve_paths(suite.teacher, folder, "teacher"),
         "stages": stages,
+        "storage": suite.storage and absolute_storage(suite.storage, folder),
     }
     return suite.model_copy(update={"data": data, "include": tuple(folders), **models})
 

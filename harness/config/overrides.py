@@ -62,6 +62,8 @@ def set_value(raw: dict[str, Any], key: str, value: Any, override: str) -> None:
         parents == ["data"] or _is_model_folder(key, value) or _is_teachers_file(node, last)
     ):
         value = str(Path(value).resolve())
+    if key == "storage" and isinstance(value, str) and value:
+        value = absolute_storage(value, Path.cwd())
     _assign(node, last, value, override)
     expand_stages(raw)
 
@@ -76,6 +78,14 @@ def _is_model_folder(key: str, value: str) -> bool:
 def _is_teachers_file(node: Any, last: str) -> bool:
     """Return whether an override gives the file of a teacher that is not a model, such as a cache's scores."""
     return last == "path" and is_mapping(node) and node.get("kind") not in (None, "pretrained", "scratch")
+
+
+def absolute_storage(place: str, folder: Path) -> str:
+    """Return the place of finished stages, a folder as an absolute path: a worker's current folder may be another one.
+
+    A relative path counts from `folder`; a URL stays as it is.
+    """
+    return place if "://" in place or "::" in place else str((folder / Path(place).expanduser()).resolve())
 
 
 def looks_local(path: str) -> bool:

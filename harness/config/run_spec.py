@@ -64,6 +64,11 @@ class PlannedStage:
     own_adapter: bool = False
     shared: bool = False
 
+    @property
+    def teacher_name(self) -> str:
+        """The name under which a run records the digest of this stage's teacher."""
+        return f"stage_{self.index}_teacher" if self.own_teacher else "teacher"
+
 
 @dataclass(frozen=True)
 class RunSpec:
@@ -167,13 +172,13 @@ class RunSpec:
         return merge(suite, {**own, "stages": stages})
 
 
-def identity_of(config: Mapping[str, Any]) -> dict[str, Any]:
+def identity_of(config: Mapping[str, Any], *, whole_paths: bool = False) -> dict[str, Any]:
     """Return the part of a run's configuration that must stay the same when the run continues.
 
     Left out is what decides how fast and where it works: device, threads, memory, folders. Only the last part of the path of
-    a model or template counts; digests check that the content is the same.
+    a model or template counts; digests check that the content is the same. With `whole_paths` all of it counts.
     """
-    return _identity(config, ())
+    return _identity(config, (), whole_paths)
 
 
 def averages_micro_batches(config: Mapping[str, Any]) -> bool:
@@ -195,12 +200,13 @@ def session_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     return dict(_of_session(config, ()))
 
 
-def _identity(value: Any, path: tuple[str, ...]) -> Any:
+def _identity(value: Any, path: tuple[str, ...], whole_paths: bool) -> Any:
     if _is_mapping(value):
-        return {key: _identity(part, (*path, key)) for key, part in value.items() if not _may_change((*path, key))}
+        parts = {key: (part, (*path, key)) for key, part in value.items()}
+        return {key: _identity(*found, whole_paths) for key, found in parts.items() if not _may_change(found[1])}
     if _is_sequence(value):
-        return [_identity(part, (*path, "*")) for part in value]
-    if path[-1:] in (("path",), ("template",)) and isinstance(value, str):
+        return [_identity(part, (*path, "*"), whole_paths) for part in value]
+    if path[-1:] in (("path",), ("template",)) and isinstance(value, str) and not whole_paths:
         return Path(value).name
     return value
 

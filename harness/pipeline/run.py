@@ -37,7 +37,7 @@ def run(spec: RunSpec, report: Report = silent, begin: Begin | None = None) -> P
     `begin` starts the evaluation of a finished stage in another process, while the next stage trains; see
     `harness.pipeline.background_evaluation`. Raises a `HarnessError` for whatever the run cannot continue from.
     """
-    store, remote = RunStore(spec.path), RemoteStages(spec.suite.storage, spec.path, spec.out)
+    store, remote = RunStore(spec.path), RemoteStages.of(spec)
     with store.locked(), stderr_to(spec.path / "log.txt"), ExitStack() as stack:
         remote.fetch()
         folders = [store.stage(0), *(store.stage(stage.index, stage.name) for stage in spec.stages)]
@@ -70,7 +70,7 @@ def run(spec: RunSpec, report: Report = silent, begin: Begin | None = None) -> P
                 evaluations.finish()
                 drop_checkpoints(folders[1 : stage.index], spec.stages, spec.suite.checkpoints, checkpoint)
                 store.record(resources.weights, **resources.used())
-                remote.put(before, folder)
+                remote.put(folder, before)  # in this order: the store loses no checkpoint before it has the next
                 here = evaluations.after(folder, checkpoint, stage)
                 store.record(resources.weights, **resources.used())
                 if here:

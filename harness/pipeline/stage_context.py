@@ -112,7 +112,7 @@ class ContextBuilder:
             return None
         with self.resources.phase("models"):
             teacher = self.resources.teachers.take(stage.teacher, student)
-        name = f"stage_{stage.index}_teacher" if stage.own_teacher else "teacher"
+        name = stage.teacher_name
         if self.resources.weights.setdefault(name, teacher.identity) != teacher.identity:
             raise RunError(
                 f"the teacher changed since the run's earlier stages: digest {self.resources.weights[name]}, now "

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from torch import distributed
 
 from harness.adapter import Adapter, StageContext, trainer_of
-from harness.config.base import digest
 from harness.config.models import Model
-from harness.config.run_spec import PlannedStage, RunSpec, identity_of
+from harness.config.run_spec import PlannedStage, RunSpec
 from harness.config.training import Training
 from harness.engines.engine import Engine
 from harness.engines.first_process import FirstProcessEngine
@@ -26,7 +24,6 @@ from harness.lm.checkpoints import (
     Loaded,
     files_digest,
     load_checkpoint,
-    load_renderer,
     save_checkpoint,
     stored_parameters,
     weights_digest,
@@ -37,16 +34,15 @@ from harness.lm.seeding import seed_global_generators
 from harness.pipeline.processes.launched_ranks import launched_processes
 from harness.pipeline.processes.rank_processes import several_processes
 from harness.pipeline.resources import RunResources
+from harness.pipeline.shared_key import shared_key
 from harness.pipeline.stage_context import ContextBuilder
 from harness.rundir.files import CURVE, DONE, ROLLOUTS, STEPS, file_digest, full_disk_named, sync_tree, write_sealed
-from harness.rundir.process.progress import silent
-from harness.rundir.process.session import this_session
+from harness.rundir.process.progress import Event, silent
 from harness.rundir.records.training_records import DoneFile
 from harness.rundir.retention import check_space, snapshots_at_once
 from harness.rundir.shared.remote_stages import RemoteStages
 from harness.rundir.shared.shared_stages import SharedStages
 from harness.rundir.stage_folder import StageFolder
-from harness.rundir.store import RunStore
 from harness.rundir.training.rollout_log import RolloutLog, keep_nothing
 from harness.rundir.training.snapshots import FileSnapshots
 from harness.teachers.teacher import OpenTeacher
@@ -71,8 +67,11 @@ class StageTrainer:
         before = f"stage_{stage.index - 1}" if stage.index > 1 else "start"
         self._stop_if_asked()
         if (done := folder.training_done) is None and stage.shared:
-            with self.shared.locked(key := self._shared_key(stage)):
-                done = self.shared.take(key, folder) or self._train(folder, stage, checkpoint, before)
+            waits = Event(self.spec.label, f"wait for stage {stage.index} {stage.name}, which another run trains")
+            with self.shared.locked(key := shared_key(self.resources, stage), partial(self.resources.report, waits)):
+                if (done := self.shared.take(key, folder)) is None:
+                    self.shared.begin(key, folder)
+                    done = self._train(folder, stage, checkpoint, before)
                 self.shared.put(key, folder)
         done = done or self._train(folder, stage, checkpoint, before)
         if done.before not in ("", self.resources.weights[before]):
@@ -84,7 +83,7 @@ class StageTrainer:
         self.resources.weights[f"stage_{stage.index}"] = done.weights
         self.resources.files[f"stage_{stage.index}"] = done.files
         if done.teacher is not None:
-            self.resources.weights[f"stage_{stage.index}_teacher" if stage.own_teacher else "teacher"] = done.teacher
+            self.resources.weights[stage.teacher_name] = done.teacher
         return folder.checkpoint
 
     def _stop_if_asked(self) -> None:
@@ -138,44 +137,6 @@ class StageTrainer:
         FileSnapshots(train, None).clear()
         rollouts.clear()
         return done
-
-    def _shared_key(self, stage: PlannedStage) -> str:
-        """Return the digest of all that decides a shared stage's weights: the run up to that stage, without its method."""
-        config = identity_of(self.spec.config())
-        apart = {"name", "adapter", "probes", "evaluation", "stages"}
-        before = self.spec.stages[: stage.index]
-        manifest = RunStore(self.spec.path).manifest
-        parts: dict[str, Any] = {
-            "suite": {key: value for key, value in config.items() if key not in apart},
-            "stages": config["stages"][: stage.index],
-            "steps": [planned.training.steps for planned in before],
-            "teachers": [planned.teacher and planned.teacher.model_dump(mode="json") for planned in before],
-            "curve": self._curve_settings(),
-            "rollouts": self.suite.keep_rollouts,
-            "start": [self.resources.weights["start"], self.resources.inputs()],
-            "records": manifest.overlap.digests if manifest and manifest.overlap else None,
-            "items": self._items(before),
-            "made with": [self.device, this_session().packages],
-        }
-        return digest(parts)
-
-    def _items(self, stages: Sequence[PlannedStage]) -> list[str]:
-        """Return digests of what stages train on: each task's prompts and references, as they are rendered."""
-        renderer = load_renderer(self.resources.start, self.suite.student)
-        trained = [
-            (self.resources.tasks[task], stage.training.train_items) for stage in stages for task in stage.trains
-        ]
-        by_task = [task.training_examples(renderer, limit) for task, limit in trained]
-        return [digest([[example.prompt, example.target] for example in examples]) for examples in by_task]
-
-    def _curve_settings(self) -> list[Any]:
-        """Return what decides a stage's learning curve, next to the weights."""
-        evaluation, probes = self.suite.evaluation, self.suite.probes
-        if evaluation.every is None:
-            return [None, evaluation.curve_items, probes]
-        decoding = evaluation.all_profiles[evaluation.profile_of_curves].over(evaluation.decoding)
-        drawn = [evaluation.seed, evaluation.limit, evaluation.curve_answers, decoding.model_dump(mode="json")]
-        return [evaluation.every, evaluation.curve_items, probes, *drawn]
 
     def _processes(self, stage: PlannedStage, checkpoint: Path, weights: str) -> AbstractContextManager[None]:
         """Return a block in which the suite's number of processes train a stage, where its adapter trains in several."""

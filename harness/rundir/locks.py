@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import tempfile
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -13,22 +13,26 @@ from filelock import FileLock, Timeout
 
 from harness.errors import RunError
 
-# An evaluation of a large model holds its lock for hours; a process that holds one for longer hangs.
+# An evaluation of a large model holds its lock for hours; a process that holds one for longer hangs. A training may take days.
 LONGEST_WAIT = 24 * 3600.0  # seconds
 NO_FLOCK = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOLCK)
 
 
 @contextmanager
-def waiting_lock(path: Path) -> Generator[None]:
+def waiting_lock(path: Path, announce: Callable[[], object] | None = None) -> Generator[None]:
     """Hold the lock file `path` in the block, after waiting up to LONGEST_WAIT for another process that holds it.
 
-    Raises `RunError` after that time, and on a file system without flock, where filelock would wait for ever.
+    With `announce`, which is called before a wait, there is no limit: the lock of a process that ends is free. Raises
+    `RunError` after the limit, and on a file system without flock, where filelock would wait for ever.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     refuse_without_flock(path.parent)
     lock = FileLock(path, timeout=LONGEST_WAIT)
     try:
-        lock.acquire()
+        if announce is None:
+            lock.acquire()
+        else:
+            _acquire_at_last(lock, announce)
     except Timeout as error:
         raise RunError(
             f"{path} is held by another process, for more than {LONGEST_WAIT:g} seconds now; find that process (fuser "
@@ -38,6 +42,14 @@ def waiting_lock(path: Path) -> Generator[None]:
         yield
     finally:
         lock.release()
+
+
+def _acquire_at_last(lock: FileLock, announce: Callable[[], object]) -> None:
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        announce()
+        lock.acquire(timeout=-1)
 
 
 @contextmanager

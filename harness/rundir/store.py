@@ -105,21 +105,8 @@ class RunStore:
                 f"{self.path} holds stages and no {MANIFEST}, so their configuration is not known; restore {MANIFEST} from a "
                 "copy, or choose another --out"
             )
-        if found is not None and not _is_of(found, manifest.config_hash, manifest.config):
-            parts = identity_of(found.config), identity_of(manifest.config)
-            differences = find_differences(*parts)
-            if differences and without_autocast(parts[0]) == without_autocast(parts[1]):
-                pairs = {key: before or "null" for key, (before, _) in differences.items() if key.endswith("autocast")}
-                settings = " ".join(f"--set {key}={before}" for key, before in pairs.items())
-                raise RunError(
-                    f"{self.path} holds a run with another autocast, which a suite with `autocast: auto` gets from the "
-                    f"machine; continue it with {settings}, or choose another --out"
-                )
-            changed = ", ".join(sorted(differences))
-            raise RunError(
-                f"{self.path} holds a run with a different configuration (differs in {changed}); choose another --out, or set "
-                "these keys back to continue it"
-            )
+        if found is not None:
+            refuse_configuration(found, manifest.config_hash, manifest.config, f"{self.path}", "choose another --out")
 
         if found is not None and found.sessions and not found.finished and averages_micro_batches(manifest.config):
             now, before = session_settings(manifest.config), found.sessions[-1].settings
@@ -148,6 +135,31 @@ class RunStore:
 
     def _write(self, manifest: Manifest) -> None:
         write_sealed(self.path / MANIFEST, manifest)
+
+
+def refuse_configuration(
+    found: Manifest, config_hash: str, config: Mapping[str, Any], holder: str, otherwise: str
+) -> None:
+    """Raise `RunError` where a manifest is of another configuration; the error names the keys.
+
+    `holder` is the place of the manifest, `otherwise` what else to do than to set the keys back.
+    """
+    if is_of(found, config_hash, config):
+        return
+    parts = identity_of(found.config), identity_of(config)
+    differences = find_differences(*parts)
+    if differences and without_autocast(parts[0]) == without_autocast(parts[1]):
+        pairs = {key: before or "null" for key, (before, _) in differences.items() if key.endswith("autocast")}
+        settings = " ".join(f"--set {key}={before}" for key, before in pairs.items())
+        raise RunError(
+            f"{holder} holds a run with another autocast, which a suite with `autocast: auto` gets from the machine; continue "
+            f"it with {settings}, or {otherwise}"
+        )
+    changed = ", ".join(sorted(differences))
+    raise RunError(
+        f"{holder} holds a run with a different configuration (differs in {changed}); {otherwise}, or set these keys back to "
+        "continue it"
+    )
 
 
 def _refuse_changed_inputs(path: Path, found: Manifest, present: Manifest) -> None:
@@ -179,7 +191,7 @@ def is_finished(spec: RunSpec) -> bool:
     """Return whether a run's directory holds a finished run of the same configuration with all of its cells."""
     store = RunStore(spec.path)
     manifest = store.manifest
-    if manifest is None or not manifest.finished or not _is_of(manifest, spec.config_hash, mask(spec.config())):
+    if manifest is None or not manifest.finished or not is_of(manifest, spec.config_hash, mask(spec.config())):
         return False
     folders = [store.stage(0), *(store.stage(stage.index, stage.name) for stage in spec.stages)]
     trained = all(folder.training_done for folder in folders[1:])
@@ -200,6 +212,6 @@ def is_run_directory(folder: Path) -> bool:
     return manifest.is_file() and '"config_hash"' in manifest.read_text(encoding="utf-8", errors="replace")
 
 
-def _is_of(found: Manifest, config_hash: str, config: Mapping[str, Any]) -> bool:
+def is_of(found: Manifest, config_hash: str, config: Mapping[str, Any]) -> bool:
     """Return whether a manifest is of a configuration: an earlier version may have hashed keys that may change now."""
     return found.config_hash == config_hash or identity_of(found.config) == identity_of(config)

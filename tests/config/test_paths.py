@@ -44,6 +44,15 @@ def test_an_override_counts_from_the_current_folder(suites: Path, tmp_path: Path
     assert path_of(found) == str(tmp_path / "here" / "models" / "other")
 
 
+def test_a_store_counts_from_the_suite_and_in_an_override_from_the_current_folder(suites: Path, tmp_path: Path):
+    assert load(suites, "models/mine", storage="bucket").storage == str(suites / "bucket")
+    assert load(suites, "models/mine", "storage=bucket").storage == str(tmp_path / "here" / "bucket")
+    for url in ("s3://bucket/runs", f"file://{tmp_path}/bucket", "simplecache::s3://bucket/runs"):
+        assert load(suites, "models/mine", storage=url).storage == url
+        assert load(suites, "models/mine", f"storage={url}").storage == url
+    assert load(suites, "models/mine", "storage=null", storage="bucket").storage is None
+
+
 def test_a_teachers_folder_counts_the_same_in_a_stage(suites: Path):
     teacher = {"kind": "pretrained", "path": "models/mine"}
     stages = [{"task": "tiny_weather", "teacher": teacher}, "tiny_currency"]

@@ -22,8 +22,11 @@ from harness.config.run_spec import RunSpec
 from harness.config.suite import Suite
 from harness.errors import ConfigError, RunError
 from harness.pipeline.branch import start_from
+from harness.pipeline.resources import RunResources
 from harness.pipeline.run import run
+from harness.pipeline.shared_key import shared_key
 from harness.rundir.files import write_sealed
+from harness.rundir.process.progress import Event, silent
 from harness.rundir.reader import find_runs
 from harness.rundir.store import is_finished, read_manifest
 from tests.support.models import micro_suite, write_yaml
@@ -68,6 +71,35 @@ def test_a_fixed_stage_is_trained_once(warm: tuple[Suite, Path]):
     assert lines[0] == lines[1]  # with the seconds, which two trainings never share
     weights = [log / "checkpoint/model.safetensors" for log in logs]
     assert weights[0].samefile(weights[1])
+
+
+def key_of(out: Path, teacher: dict[str, Any] | None, adapter: str = "opd", known: str = "") -> str:
+    """Return the key of a first stage that `adapter` trains for all methods; `known` is the teacher's recorded digest."""
+    stages = [{**WARM, "adapter": adapter}, "tiny_currency"]
+    raw = {**micro_suite(), "stages": stages, "adapters": {"none": {}}, **({"teacher": teacher} if teacher else {})}
+    spec = RunSpec(load_suite(str(write_yaml(out / "micro.yaml", raw))), "none", 0, out=out)
+    resources = RunResources(spec, silent)
+    resources.weights |= {"start": "digest", **({"teacher": known} if known else {})}
+    return shared_key(resources, resources.spec.stages[0])
+
+
+def test_where_a_teacher_is_served_trains_no_fixed_stage_again(tmp_path: Path):
+    served = {"kind": "server", "model": "teacher", "urls": ["http://127.0.0.1:1"]}
+    start = {"kind": "server", "model": "teacher", "start": {"path": str(tmp_path)}}
+    first = key_of(tmp_path, served)
+    assert key_of(tmp_path, {**served, "urls": ["http://127.0.0.1:2"], "timeout": 300, "batch": 4}) == first
+    assert key_of(tmp_path, start) == first
+    assert key_of(tmp_path, {**served, "model": "another"}) != first
+    assert key_of(tmp_path, served, known="its digest") != first
+
+
+def test_the_folder_of_a_teacher_counts_where_a_fixed_stage_uses_it(tmp_path: Path):
+    teachers: list[dict[str, Any]] = []
+    for name in ("first", "second"):
+        (tmp_path / name / "teacher").mkdir(parents=True)
+        teachers.append({"kind": "pretrained", "path": str(tmp_path / name / "teacher")})
+    assert len({key_of(tmp_path, teacher) for teacher in teachers}) == 2
+    assert len({key_of(tmp_path, teacher, "sft") for teacher in (*teachers, None)}) == 1
 
 
 @pytest.mark.slow
@@ -135,6 +167,22 @@ def test_a_killed_shared_stage_goes_on_and_ends_as_an_undisturbed_one(tmp_path: 
     assert manifest(killed)["weights"] == manifest(undisturbed)["weights"]
     other = run(RunSpec(suite, "sft", 0, out=tmp_path / "killed"))
     assert manifest(other)["weights"]["stage_1"] == manifest(undisturbed)["weights"]["stage_1"]
+
+
+@pytest.mark.slow
+def test_another_method_continues_an_interrupted_shared_stage(warm: tuple[Suite, Path], tmp_path: Path):
+    suite = warm_suite(tmp_path, snapshot_minutes=0)
+
+    def interrupt(event: Event) -> None:
+        if (event.activity, event.done) == ("stage 1 tiny_weather", 2):
+            raise RunError("interrupted")
+
+    with pytest.raises(RunError, match="interrupted"):
+        run(RunSpec(suite, "opd", 0, out=tmp_path), interrupt)
+    seen: list[Event] = []
+    other = run(RunSpec(suite, "none", 0, out=tmp_path), seen.append)
+    assert [event.done for event in seen if event.activity == "stage 1 tiny_weather"][1] > 1
+    assert manifest(other)["weights"] == manifest(RunSpec(warm[0], "none", 0, out=warm[1]).path)["weights"]
 
 
 @pytest.mark.parametrize(

@@ -9,18 +9,21 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
 
 from harness.config.load import load_suite
 from harness.config.run_spec import RunSpec
+from harness.config.suite import Checkpoints
 from harness.errors import InUseError, RunError
 from harness.pipeline.background_evaluation import evaluate_in_background
 from harness.pipeline.run import run
 from harness.pipeline.sweeps.sweep import sweep
 from harness.rundir.process.progress import Event, silent
 from harness.rundir.shared.lease import Lease
+from harness.rundir.shared.listed_folders import put_file
 from harness.rundir.shared.remote_stages import is_done
 from tests.support import equal_runs
 from tests.support.models import micro_suite, write_yaml
@@ -118,6 +121,28 @@ def test_a_machine_that_lacks_a_finished_stage_takes_it_from_the_store(spec: Run
     run(third, again.append)
     assert not again, "a finished run is fetched, and nothing is done"
     assert cells(third.path) == cells(spec.path)
+
+
+def test_a_machine_lost_during_an_upload_leaves_the_checkpoint_before_in_the_store(
+    spec: RunSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    stores = {"storage": f"file://{tmp_path}/bucket", "checkpoints": Checkpoints(keep="last")}
+    stored = replace(spec, suite=spec.suite.model_copy(update=stores))
+    first, second = (replace(stored, out=tmp_path / name) for name in ("first", "second"))
+
+    def put_until_lost(system: Any, file: Path, target: str) -> None:
+        if "/stage_2_" in target:
+            raise OSError("the machine is gone")
+        put_file(system, file, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("harness.rundir.shared.listed_folders.put_file", put_until_lost)
+        with pytest.raises(RunError, match="gone"):
+            run(first)
+    shutil.rmtree(tmp_path / "first")
+    run(second)
+    assert cells(second.path) == cells(spec.path)
+    assert manifest(second.path)["weights"] == manifest(spec.path)["weights"]
 
 
 @pytest.mark.parametrize(("processes", "stages"), [(1, 2), (2, 1)])

@@ -1,9 +1,10 @@
-"""Locks: a file system without flock is refused in a sentence, and no process waits forever."""
+"""Locks: a file system without flock is refused in a sentence, and a process waits forever only for a training."""
 
 from __future__ import annotations
 
 import errno
 import fcntl
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from filelock import FileLock
 from harness.errors import RunError
 from harness.evaluation.cell_cache import SharedCells
 from harness.rundir.locks import waiting_lock
+from harness.rundir.shared.shared_stages import SharedStages
 from harness.rundir.store import RunStore
 
 
@@ -45,3 +47,22 @@ def test_a_lock_that_is_never_released_is_named(tmp_path: Path, monkeypatch: pyt
         pass
     with waiting_lock(path):
         pass
+
+
+def test_a_wait_for_a_training_is_announced_and_has_no_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("harness.rundir.locks.LONGEST_WAIT", 0)
+    (tmp_path / "stages").mkdir()
+    other = (tmp_path / "stages" / "key.lock").open("wb")  # a lock of its own, as another process has it
+    fcntl.flock(other, fcntl.LOCK_EX)
+    waits: list[str] = []
+
+    def announce() -> None:
+        waits.append("wait")
+        threading.Timer(0.3, other.close).start()
+
+    stages = SharedStages(tmp_path)
+    with stages.locked("key", announce):
+        assert waits == ["wait"]
+    with stages.locked("key", announce):
+        pass
+    assert waits == ["wait"], "only where another run has the lock"

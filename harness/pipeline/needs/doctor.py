@@ -221,7 +221,7 @@ def _models(spec: RunSpec) -> Iterator[Finding]:
 def _elsewhere(spec: RunSpec) -> Iterator[Finding]:
     """Yield what the suite names outside of this machine's folders, other than models."""
     if spec.suite.storage is not None:
-        store = RemoteStages(spec.suite.storage, spec.path, spec.out)
+        store = RemoteStages.of(spec)
         yield Finding("storage", f"{spec.suite.storage}: {_refusal(store.examine) or store.examine()}")
 
 

@@ -147,7 +147,7 @@ def _drain(
                     ray.get(board.stop.remote())
                 else:
                     if finished and spec is not None:
-                        RemoteStages(spec.suite.storage, spec.path, spec.out).fetch()
+                        RemoteStages.of(spec).fetch()
                         on_finished(spec)
         for event in ray.get(board.take.remote()):  # a task's last event may arrive after its result
             report(event)

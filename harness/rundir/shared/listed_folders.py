@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 import uuid
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -66,19 +66,27 @@ def write_list(system: Any, path: str, files: Mapping[str, str]) -> None:
 def put_folder(system: Any, folder: Path, target: str, mark: str) -> None:
     """Copy the files that the store lacks, and remove those that are gone here, such as a checkpoint that is not kept.
 
-    `mark` is the place of the list.
+    New files come first, and changed ones are replaced when all else is there: they are not listed meanwhile, and a stage
+    without its `done.json` counts as not trained. `mark` is the place of the list.
     """
     files, stored = files_in(folder), read_list(system, mark) or {}
     if stored == files:
         return
-    # Until every file is copied, the list names only the unchanged ones.
-    write_list(system, mark, {name: value for name, value in stored.items() if files.get(name) == value})
-    for name, value in files.items():
-        if stored.get(name) != value:
-            put_file(system, folder / name, f"{target}/{name}")
+    new = {name: value for name, value in files.items() if name not in stored}
+    changed = [name for name in files if name in stored and stored[name] != files[name]]
+    _put_files(system, folder, new, target)
+    if changed:
+        # The list names no file with a digest that it does not have, and what was listed before stays until the end.
+        write_list(system, mark, {name: value for name, value in (stored | new).items() if name not in changed})
+        _put_files(system, folder, changed, target)
     write_list(system, mark, files)
     for name in stored.keys() - files.keys():
         system.rm_file(f"{target}/{name}")
+
+
+def _put_files(system: Any, folder: Path, names: Iterable[str], target: str) -> None:
+    for name in names:
+        put_file(system, folder / name, f"{target}/{name}")
 
 
 def fetch_folder(system: Any, source: str, files: Mapping[str, str], folder: Path, url: str) -> None:

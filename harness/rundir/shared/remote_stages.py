@@ -15,9 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from harness.config.base import is_mapping
 from harness.config.run_spec import RunSpec
 from harness.errors import ConfigError, RunError
-from harness.rundir.files import DONE
+from harness.rundir.files import CHECKSUM, DONE, as_record
+from harness.rundir.process.secrets import mask
+from harness.rundir.schema import Manifest, upgrade
 from harness.rundir.shared.lease import Lease
 from harness.rundir.shared.listed_folders import (
     DamagedFolderError,
@@ -31,19 +34,28 @@ from harness.rundir.shared.snapshot_uploads import SnapshotUploads
 from harness.rundir.shared.stored_snapshots import FOLDER as SNAPSHOTS
 from harness.rundir.shared.stored_snapshots import StoredSnapshots
 from harness.rundir.stage_folder import StageFolder
-from harness.rundir.store import MANIFEST, is_finished
+from harness.rundir.store import MANIFEST, is_finished, is_of, read_manifest, refuse_configuration
 
 LISTS = "complete"  # the folder of the lists, one for each folder that is there whole
 
 
 @dataclass
 class RemoteStages:
-    """The store of a run in the folder `run` below `out`; without a URL it does nothing."""
+    """The store of a run in the folder `run` below `out`; without a URL it does nothing.
+
+    With `spec`, nothing is fetched where the store or the folder holds a run of another configuration.
+    """
 
     url: str | None
     run: Path
     out: Path
+    spec: RunSpec | None = None
     _lease: Lease | None = field(default=None, init=False, repr=False)
+
+    @classmethod
+    def of(cls, spec: RunSpec) -> RemoteStages:
+        """Return the store that a run's suite names."""
+        return cls(spec.suite.storage, spec.path, spec.out, spec)
 
     @contextmanager
     def held(self, warn: Callable[[str], object]) -> Generator[None]:
@@ -77,23 +89,26 @@ class RemoteStages:
                 system.put_file(str(run / MANIFEST), f"{root}/{MANIFEST}")
 
     def lacks_end(self) -> bool:
-        """Return whether the store does not know that the run is finished, as after a failure of the last copy."""
+        """Return whether the store does not know that this run is finished, as after a failure of the last copy."""
         if self.url is None:
             return False
         system, root = self._open()
         with errors_told(f"storage {self.url} does not give {MANIFEST}"):
-            try:
-                return not json.loads(system.cat_file(f"{root}/{MANIFEST}")).get("finished")
-            except (FileNotFoundError, ValueError):
-                return True
+            stored = _parsed(_read_bytes(system, f"{root}/{MANIFEST}"))
+            return not stored or not stored.get("finished") or not self._holds_this_run(stored)
 
     def fetch(self) -> None:
-        """Copy the finished folders that the run lacks from the store, each whole or not at all."""
+        """Copy the finished folders that the run lacks from the store, each whole or not at all.
+
+        Raises `RunError` where the store does not give them, and for a run of another configuration, there or here.
+        """
         if self.url is None:
             return
         system, root = self._open()
         run = self.run
         with errors_told(f"storage {self.url} does not give the stages of {run}"):
+            stored = _parsed(_read_bytes(system, f"{root}/{MANIFEST}"))
+            self._refuse_another(stored, root)
             marks: list[Any] = system.ls(f"{root}/{LISTS}", detail=False) if system.exists(f"{root}/{LISTS}") else []
             for mark in sorted(marks):
                 name = str(mark).rpartition("/")[2].removesuffix(".json")
@@ -105,8 +120,7 @@ class RemoteStages:
                     except DamagedFolderError as error:
                         remove = f"remove {root}/{name} there, and its list in {LISTS}, to make it again"
                         raise RunError(f"{error}; {remove}") from error
-            if system.exists(f"{root}/{MANIFEST}"):
-                self._fetch_manifest(system, f"{root}/{MANIFEST}", run)
+            self._fetch_manifest(system, f"{root}/{MANIFEST}", run)
 
     def fetch_snapshot(self, folder: StageFolder, warn: Callable[[str], object]) -> None:
         """Copy the store's newest snapshot of a stage that is not trained, unless the run's own is as new.
@@ -126,15 +140,24 @@ class RemoteStages:
         assert self.url is not None
         return StoredSnapshots(system, f"{root}/{SNAPSHOTS}/{stage}", self.url, self._lease)
 
-    def _fetch_manifest(self, system: Any, source: str, run: Path) -> None:
-        """Take the store's manifest where it knows more stages or sessions than the one that is here.
+    def _refuse_another(self, stored: dict[str, Any] | None, root: str) -> None:
+        """Raise `RunError` where the store or the run's folder holds a run of another configuration."""
+        if self.spec is None:
+            return
+        wanted = self.spec.config_hash, mask(self.spec.config())
+        if (own := read_manifest(self.run)) is not None:
+            refuse_configuration(own, *wanted, f"{self.run}", "choose another --out")
+        if stored is not None:
+            remedy = "choose another `storage`, or give the suite another `name`"
+            refuse_configuration(_as_manifest(stored, root), *wanted, f"storage {self.url}: {root}", remedy)
 
-        One that is not whole counts as none: another machine is writing it.
-        """
-        written = bytes(system.cat_file(source))
-        try:
-            theirs = json.loads(written)
-        except ValueError:
+    def _holds_this_run(self, stored: dict[str, Any]) -> bool:
+        spec = self.spec
+        return spec is None or is_of(_as_manifest(stored, f"{self.url}"), spec.config_hash, mask(spec.config()))
+
+    def _fetch_manifest(self, system: Any, source: str, run: Path) -> None:
+        """Take the store's manifest where it knows more stages or sessions than the one that is here."""
+        if (theirs := _parsed(written := _read_bytes(system, source))) is None:
             return
         own = json.loads((run / MANIFEST).read_text(encoding="utf-8")) if (run / MANIFEST).is_file() else None
         if own is None or _progress(theirs) > _progress(own):
@@ -167,7 +190,29 @@ class RemoteStages:
 
 def is_done(spec: RunSpec) -> bool:
     """Return whether nothing of a run is left to do: it is finished, and the suite's store knows it."""
-    return is_finished(spec) and not RemoteStages(spec.suite.storage, spec.path, spec.out).lacks_end()
+    return is_finished(spec) and not RemoteStages.of(spec).lacks_end()
+
+
+def _read_bytes(system: Any, path: str) -> bytes:
+    """Return a file of the store; nothing where there is none."""
+    try:
+        return bytes(system.cat_file(path))
+    except FileNotFoundError:
+        return b""
+
+
+def _parsed(written: bytes) -> dict[str, Any] | None:
+    """Return the fields of a manifest; None for one that is not whole: another machine is writing it."""
+    try:
+        value = json.loads(written)
+    except ValueError:
+        return None
+    return value if is_mapping(value) else None
+
+
+def _as_manifest(stored: dict[str, Any], place: str) -> Manifest:
+    content = {name: value for name, value in stored.items() if name != CHECKSUM}
+    return as_record(upgrade(content, place), Manifest, place)
 
 
 def _progress(manifest: dict[str, Any]) -> tuple[int, int]:

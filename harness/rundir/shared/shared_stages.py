@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from harness.rundir.files import link_or_copy, sync_tree
+from harness.rundir.files import SNAPSHOT, link_or_copy, read_json, sync_tree, write_json
 from harness.rundir.locks import waiting_lock
 from harness.rundir.records.training_records import DoneFile
 from harness.rundir.stage_folder import StageFolder
+
+KEY = "shared.json"  # file of an unfinished stage in a run, with its key
 
 
 class SharedStages:
@@ -23,9 +26,9 @@ class SharedStages:
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "stages"
 
-    def locked(self, key: str) -> AbstractContextManager[None]:
-        """Return the lock on a stage: of several runs that come to it, one trains it and the others wait."""
-        return waiting_lock(self.folder / f"{key}.lock")
+    def locked(self, key: str, announce: Callable[[], object]) -> AbstractContextManager[None]:
+        """Return the lock on a stage: of several runs that come to it, one trains it and the others wait, after `announce`."""
+        return waiting_lock(self.folder / f"{key}.lock", announce)
 
     def take(self, key: str, stage: StageFolder) -> DoneFile | None:
         """Put the stage with this key into a run, in place of an unfinished training; None where nobody trained it yet."""
@@ -34,8 +37,32 @@ class SharedStages:
         _link(self.folder / key / "train", stage.path / "train")
         return stage.training_done
 
+    def begin(self, key: str, stage: StageFolder) -> None:
+        """Note that a run trains the stage, after moving the snapshot of the run that did so before it was interrupted.
+
+        A snapshot of the run's own stays. The caller holds the lock, so the other run does not use its folder.
+        """
+        note, train = self.folder / f"{key}.json", stage.path / "train"
+        stage.path.mkdir(parents=True, exist_ok=True)
+        if not (train / SNAPSHOT).is_file() and (former := self._former(key, note)) is not None:
+            shutil.rmtree(train, ignore_errors=True)
+            former.rename(train)
+        write_json(stage.path / KEY, key)
+        write_json(note, {"trained_in": stage.path.relative_to(self.folder.parent).as_posix()})
+
+    def _former(self, key: str, note: Path) -> Path | None:
+        """Return the `train` folder that the note names if it has a snapshot of this key's stage."""
+        if (noted := read_json(note)) is None:
+            return None
+        folder = self.folder.parent / str(noted["trained_in"])
+        # Since the note was written, that run may have been replaced by one of another configuration.
+        same = read_json(folder / KEY) == key and (folder / "train" / SNAPSHOT).is_file()
+        return folder / "train" if same else None
+
     def put(self, key: str, stage: StageFolder) -> None:
         """Keep a run's finished stage for others."""
+        for note in (stage.path / KEY, self.folder / f"{key}.json"):
+            note.unlink(missing_ok=True)
         if StageFolder(self.folder / key).training_done is None:
             _link(stage.path / "train", self.folder / key / "train")
 

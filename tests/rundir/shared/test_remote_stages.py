@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
 
+from harness.config.load import load_suite
+from harness.config.run_spec import RunSpec
 from harness.errors import ConfigError, RunError
-from harness.rundir.shared.remote_stages import RemoteStages
+from harness.rundir.files import write_sealed
+from harness.rundir.shared.listed_folders import put_file
+from harness.rundir.shared.remote_stages import RemoteStages, is_done
 from harness.rundir.stage_folder import StageFolder
+from harness.rundir.store import read_manifest
+from tests.support.reports.run_factory import write_finished
+from tests.support.reports.study_factory import constant
 
 
 def a_run(out: Path, stages: int = 1, finished: str | None = None) -> Path:
@@ -65,6 +75,43 @@ def test_only_what_changed_is_copied_again_and_what_is_gone_goes(url: str, tmp_p
     assert system.cat_file(f"{root}/stage_1_sums/eval/sums/results.json") == b"new"
 
 
+@pytest.mark.parametrize("copied", [0, 1, 2])
+def test_a_copy_that_ends_early_leaves_a_stage_as_it_was(
+    url: str, tmp_path: Path, copied: int, monkeypatch: pytest.MonkeyPatch
+):
+    run, out = a_run(tmp_path / "here"), tmp_path / "here"
+    store = RemoteStages(url, run, out)
+    store.put(*folders(run))
+    before = files(run / "stage_1_sums")
+    (run / "stage_1_sums/train/done.json").write_text('{"kept": false}')
+    (run / "stage_1_sums/train/checkpoint/model.safetensors").unlink()
+    for task in ("calls", "sums"):
+        (run / f"stage_1_sums/eval/{task}").mkdir(parents=True)
+        (run / f"stage_1_sums/eval/{task}/results.json").write_text(task)
+    puts: list[str] = []
+
+    def put_some(system: Any, file: Path, target: str) -> None:
+        if len(puts) == copied:
+            raise OSError("the machine is gone")
+        puts.append(target)
+        put_file(system, file, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("harness.rundir.shared.listed_folders.put_file", put_some)
+        with pytest.raises(RunError, match="gone"):
+            store.put(*folders(run))
+    other = tmp_path / "there/suite/opd/default/seed0"
+    other.mkdir(parents=True)
+    RemoteStages(url, other, tmp_path / "there").fetch()
+    fetched = files(other / "stage_1_sums")
+    assert all(fetched.get(name) == content for name, content in before.items() if copied < 2 or "done" not in name)
+    store.put(*folders(run))
+    shutil.rmtree(tmp_path / "there")
+    other.mkdir(parents=True)
+    RemoteStages(url, other, tmp_path / "there").fetch()
+    assert files(other) == files(run)
+
+
 def test_a_stage_whose_list_was_not_written_is_not_fetched_and_a_damaged_file_is_named(url: str, tmp_path: Path):
     run, out = a_run(tmp_path / "here", stages=2), tmp_path / "here"
     RemoteStages(url, run, out).put(*folders(run))
@@ -115,6 +162,49 @@ def test_the_manifest_that_knows_more_sessions_stays(url: str, tmp_path: Path):
     RemoteStages(url, new, tmp_path / "new").put()
     RemoteStages(url, old, tmp_path / "old").fetch()
     assert (old / "manifest.json").read_bytes() == (new / "manifest.json").read_bytes()
+
+
+def a_spec(out: Path, url: str | None, *overrides: str) -> RunSpec:
+    storage = [f"storage={url}"] if url else []
+    return RunSpec(load_suite("tiny", [*storage, *overrides]), "opd", 0, out=out)
+
+
+def test_a_store_of_another_configuration_is_refused_and_nothing_is_fetched(url: str, tmp_path: Path):
+    first = a_spec(tmp_path / "first", url)
+    write_finished(first, constant(first, 0.6, 0.3))
+    RemoteStages.of(first).put(*folders(first.path))
+    other = a_spec(tmp_path / "second", url, "training.optimizer.lr=0.5")
+    other.path.mkdir(parents=True)
+    with pytest.raises(RunError, match=r"training\.optimizer\.lr.*`storage`.*`name`"):
+        RemoteStages.of(other).fetch()
+    assert not files(other.path)
+    local = replace(other, out=tmp_path / "local")
+    write_finished(local, constant(local, 0.6, 0.3))
+    before = files(local.path)
+    assert RemoteStages.of(local).lacks_end(), "the store has the end of another run"
+    with pytest.raises(RunError, match="`storage`"):
+        RemoteStages.of(local).fetch()
+    assert files(local.path) == before
+    same = replace(first, out=tmp_path / "third")
+    same.path.mkdir(parents=True)
+    RemoteStages.of(same).fetch()
+    assert files(same.path) == files(first.path)
+    assert is_done(same)
+
+
+def test_a_store_replaces_no_manifest_of_another_configuration(url: str, tmp_path: Path):
+    first = a_spec(tmp_path / "first", url)
+    write_finished(first, constant(first, 0.6, 0.3))
+    RemoteStages.of(first).put(*folders(first.path))
+    former = a_spec(tmp_path / "second", None, "training.optimizer.lr=0.5")
+    write_finished(former, constant(former, 0.6, 0.3))
+    found = read_manifest(former.path)
+    assert found is not None
+    write_sealed(former.path / "manifest.json", found.model_copy(update={"finished": None, "weights": {}}))
+    before = files(former.path)
+    with pytest.raises(RunError, match="--out"):
+        RemoteStages.of(replace(first, out=tmp_path / "second")).fetch()
+    assert files(former.path) == before
 
 
 def test_a_url_that_nothing_reads_is_one_sentence(tmp_path: Path):
