@@ -202,7 +202,7 @@ class ServedEngine:
             "model": self.backend.model, "prompt": [ids], "max_tokens": sampling.max_new_tokens,
             "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k or -1,
             "stop_token_ids": list(sampling.stop_ids), "stop": list(sampling.stop_strings), "ignore_eos": True,
-            "logprobs": 0, "return_token_ids": True,
+            "logprobs": 0, "return_token_ids": True, "skip_special_tokens": False,
         }  # fmt: skip
 
     def _command(self, path: str, body: dict[str, Any]) -> None:
