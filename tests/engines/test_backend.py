@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -121,6 +122,33 @@ def test_a_checkpoint_of_another_configuration_gets_an_engine_of_its_own(
     held = [shelf.take(folder) for folder in (student_folder, moved, untied)]
     assert held[0] is held[1] is not held[2]
     assert (started, ended) == ([student_folder, untied], [student_folder])
+
+
+@pytest.mark.pitfall(
+    "torch keeps a model's GPU memory reserved after the model is gone, and vLLM refuses to start beside it",
+    area="vLLM",
+    guard="`harness/engines/engine_pool.py` frees it before it starts an engine",
+    evidence="the engine is started without that",
+)
+def test_an_engine_starts_after_the_memory_of_models_that_are_gone_is_free(
+    micro: Suite, student_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    class Model:
+        def __init__(self) -> None:
+            self.itself = self  # as a module with hooks, which only the garbage collector frees
+
+    model = Model()
+    alive, events = weakref.ref(model), list[Any]()
+    del model
+    parts = ("backend", "generate", "load", "prompt_logprobs", "describe", "close")
+    engine = SimpleNamespace(**dict.fromkeys(parts, lambda: None))
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: events.append(alive()))
+    monkeypatch.setattr(VLLM, "start", lambda *_: events.append("started") or engine)
+    pool = EnginePool(Suite.model_validate({**micro.model_dump(), "backend": "vllm"}), "cuda", tmp_path)
+    pool.take(student_folder)
+    pool.take(student_folder)
+    assert events == [None, "started"]
 
 
 @pytest.mark.vllm
