@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from harness.engines.backend import Backend, EngineSite
+from harness.engines.handed_over import own_prefix, remove_abandoned
 from harness.errors import RunError, TrainingError
 from harness.lm.completions import COMPLETIONS
 
@@ -65,6 +66,8 @@ class VLLMServer(Backend):
 
     def start(self, checkpoint: Path, site: EngineSite) -> CheckpointEngine:
         """Hand the checkpoint's weights over to the servers; raises `RunError` if they do not take them."""
+        if self.shared_folder is not None:
+            remove_abandoned(self.shared_folder)
         engine = ServedEngine(self, site)
         try:
             engine.load(checkpoint)
@@ -223,7 +226,7 @@ def _shared_copy(checkpoint: Path, shared: Path | None) -> Generator[Path]:
     if shared is None:
         yield checkpoint
         return
-    folder = shared / f"weights-{uuid.uuid4().hex}"
+    folder = shared / f"{own_prefix()}{uuid.uuid4().hex}"
     try:
         shutil.copytree(checkpoint, folder)
         yield folder

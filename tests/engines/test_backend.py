@@ -7,6 +7,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import weakref
 from pathlib import Path
@@ -25,10 +26,12 @@ from harness.engines import student, vllm, vllm_backend
 from harness.engines.backend import EngineSite
 from harness.engines.engine import Completion, Sampling
 from harness.engines.engine_pool import EnginePool
+from harness.engines.handed_over import PREFIX, host_prefix
 from harness.engines.student import whole_weights
 from harness.engines.vllm import VLLMEngine
 from harness.engines.vllm_backend import VLLM
 from harness.engines.vllm_cpu import write_vllm_record
+from harness.engines.vllm_server import VLLMServer, _shared_copy
 from harness.errors import ConfigError, RunError, TaskError
 from harness.pipeline.resources import RunResources
 from harness.rundir.differences import find_differences
@@ -265,8 +268,10 @@ def test_an_engine_that_neither_answers_nor_computes_is_ended_and_a_slow_one_is_
         busy.load(Path("computes"))
 
 
-def test_weights_that_a_killed_process_left_in_memory_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(student, "SHARED_MEMORY", tmp_path)
+@pytest.mark.parametrize("small", [False, True], ids=["in memory", "in a temporary folder"])
+def test_weights_that_a_killed_process_left_are_removed(small: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(student, "SHARED_MEMORY", tmp_path / "none" if small else tmp_path)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path if small else tmp_path / "none"))
     handed, there = list[Path](), list[Path]()
 
     def generate(*_: Any) -> list[Completion]:
@@ -276,9 +281,9 @@ def test_weights_that_a_killed_process_left_in_memory_are_removed(tmp_path: Path
     engine: Any = SimpleNamespace(load=handed.append, generate=generate)
     gone = subprocess.Popen(["true"])
     gone.wait()
-    left = tmp_path / f"harness-weights-{student._namespace()}-{gone.pid}-x"
-    others = tmp_path / f"harness-weights-{student._namespace()}-{os.getppid()}-x"
-    elsewhere = tmp_path / f"harness-weights-1-{gone.pid}-x"
+    left = tmp_path / f"{host_prefix()}{gone.pid}-x"
+    others = tmp_path / f"{host_prefix()}{os.getppid()}-x"
+    elsewhere = tmp_path / f"{PREFIX}another-host-1-{gone.pid}-x"
     for folder in (left, others, elsewhere):
         folder.mkdir()
     made = student.StudentEngine(engine, qwen3(dtype=torch.float32))
@@ -287,6 +292,21 @@ def test_weights_that_a_killed_process_left_in_memory_are_removed(tmp_path: Path
     assert set(there) == {others, elsewhere, *handed}
     assert f"-{os.getpid()}-" in handed[0].name
     assert set(tmp_path.iterdir()) == {others, elsewhere}
+
+
+def test_weights_that_a_killed_process_left_in_the_shared_folder_are_removed(student_folder: Path, tmp_path: Path):
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    left, others = (tmp_path / f"{host_prefix()}{pid}-x" for pid in (gone.pid, os.getppid()))
+    elsewhere = tmp_path / f"{PREFIX}another-host-1-{gone.pid}-x"
+    for folder in (left, others, elsewhere):
+        folder.mkdir()
+    backend = VLLMServer.model_validate({"urls": ["http://127.0.0.1:9"], "shared_folder": str(tmp_path), "deadline": 0})
+    with pytest.raises(RunError):
+        backend.start(student_folder, EngineSite("cpu", "float32", 1, tmp_path / "log.txt"))
+    assert set(tmp_path.iterdir()) == {others, elsewhere}
+    with _shared_copy(student_folder, tmp_path) as folder:
+        assert folder.name.startswith(f"{host_prefix()}{os.getpid()}-")
 
 
 @pytest.mark.pitfall(
