@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 EXTENSION = "harness.engines.vllm_worker.WeightsInPlace"
 PROBE = list(range(1, 25))  # ids that every vocabulary has
+# Else a server that takes its defaults from the checkpoint applies the penalties of its generation_config.json.
+PLAIN = {"min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 SAME = 0.02  # largest mean difference on the probe, in nats, that rounding may cause
 
 
@@ -205,7 +207,7 @@ class ServedEngine:
             "model": self.backend.model, "prompt": [ids], "max_tokens": sampling.max_new_tokens,
             "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k or -1,
             "stop_token_ids": list(sampling.stop_ids), "stop": list(sampling.stop_strings), "ignore_eos": True,
-            "logprobs": 0, "return_token_ids": True, "skip_special_tokens": False,
+            "logprobs": 0, "return_token_ids": True, "skip_special_tokens": False, **PLAIN,
         }  # fmt: skip
 
     def _command(self, path: str, body: dict[str, Any]) -> None:
