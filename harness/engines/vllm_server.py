@@ -42,6 +42,7 @@ class VLLMServer(Backend):
     """Where the servers are, and how requests to them are limited, if `backend` is vllm_server."""
 
     is_shared: ClassVar[bool] = True
+    beyond_context: ClassVar[int] = -1  # a request to vLLM generates at least one token
 
     urls: tuple[Annotated[str, Field(pattern=r"^https?://\S+$")], ...] = Field(
         min_length=1, description="one address for each replica, such as http://node1:8000"
