@@ -7,7 +7,7 @@ group `harness.engines` maps each name to a `Backend` (see `harness.engines.back
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import create_model
 
@@ -19,6 +19,9 @@ GROUP = "harness.engines"
 
 class BackendSettings(Strict):
     """What the configuration needs to know about a backend."""
+
+    # How many tokens more than the context a text that is scored may have; an engine reads each of its tokens.
+    beyond_context: ClassVar[int] = 0
 
     def context(self, of_model: int) -> int:
         """Return the longest sequence, in tokens, that the backend accepts for a model whose context is `of_model`."""

@@ -64,6 +64,7 @@ class HF(Backend):
     """The default: transformers, with the models in this process."""
 
     in_process: ClassVar[bool] = True
+    beyond_context: ClassVar[int] = 1  # the last token is predicted but not an input
     model_class: ClassVar[str] = "harness.evaluation.hf_model:HarnessHFLM"
 
     def start(self, checkpoint: Path, site: EngineSite) -> CheckpointEngine:

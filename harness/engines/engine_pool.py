@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Callable
 from pathlib import Path
+
+import torch
 
 from harness.config.suite import Suite
 from harness.engines.backend import EngineSite, backend_of
@@ -39,6 +42,7 @@ class EnginePool:
         config = config_digest(checkpoint)
         if self.engine is None or config != self.config:
             self.close()
+            _free_gpu_memory()
             engine = self.backend.start(checkpoint, self.site)
             _check_engine(engine, self.site.log.stem)
             self.engine, self.config = engine, config
@@ -49,6 +53,13 @@ class EnginePool:
         if self.engine is not None:
             self.engine.close()
             self.engine = None
+
+
+def _free_gpu_memory() -> None:
+    """Return to the GPU what this process no longer uses, such as a scored teacher's memory, which torch keeps reserved."""
+    if torch.cuda.is_initialized():
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def _check_engine(engine: object, backend: str) -> None:

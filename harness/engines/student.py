@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -11,14 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import psutil
 from torch import Tensor
 
 from harness.engines.engine import CheckpointEngine, Completion, Sampling, answer_all
+from harness.engines.handed_over import own_prefix, remove_abandoned
 from harness.lm.checkpoints import save_model
 
 SHARED_MEMORY = Path("/dev/shm")
-PREFIX = "harness-weights-"
 
 
 class StudentEngine:
@@ -32,7 +30,8 @@ class StudentEngine:
     def __init__(self, engine: CheckpointEngine, model: Any) -> None:
         self.engine, self.model = engine, model
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="rollouts")
-        _remove_abandoned_weights()
+        for place in (SHARED_MEMORY, Path(tempfile.gettempdir())):
+            remove_abandoned(place)
 
     def generate(self, prompts: Sequence[list[int]], sampling: Sampling) -> list[Completion]:
         """Give the engine the current weights and return its completions; see `Engine`."""
@@ -50,9 +49,7 @@ class StudentEngine:
             engine: Any = self.engine
             engine.take({name: tensor for name, tensor in weights.items() if name not in tied})
             return self._worker.submit(answer_all, self.engine, prompts, sampling).result
-        folder = tempfile.TemporaryDirectory(
-            dir=_folder_with_room(weights), prefix=f"{PREFIX}{_namespace()}-{os.getpid()}-"
-        )
+        folder = tempfile.TemporaryDirectory(dir=_folder_with_room(weights), prefix=own_prefix())
         try:
             save_model(self.model, Path(folder.name), state_dict=weights)
             self.engine.load(Path(folder.name))
@@ -85,20 +82,6 @@ def whole_weights(model: Any) -> dict[str, Tensor]:
                 tensor = tensor + sum(module.get_delta_weight(adapter) for adapter in module.active_adapters)
             weights[f"{layer}.{part}"] = tensor
     return weights
-
-
-def _remove_abandoned_weights() -> None:
-    """Remove weights that a process left in shared memory because it was killed."""
-    for folder in SHARED_MEMORY.glob(f"{PREFIX}{_namespace()}-*"):
-        owner = re.match(rf"{PREFIX}\d+-(\d+)-", folder.name)
-        if owner and not psutil.pid_exists(int(owner[1])):
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _namespace() -> int:
-    """Return the id of this process-id namespace: containers may share memory but number their processes separately."""
-    space = Path("/proc/self/ns/pid")
-    return space.stat().st_ino if space.exists() else 0
 
 
 def _folder_with_room(weights: dict[str, Tensor]) -> Path | None:

@@ -192,6 +192,7 @@ def _settings(sampling: Sampling) -> dict[str, Any]:
         "stop": list(sampling.stop_strings),
         "ignore_eos": True,
         "detokenize": bool(sampling.stop_strings),
+        "skip_special_tokens": False,  # else a special token is dropped before the text is searched for stop strings
     }
 
 

@@ -20,6 +20,7 @@ class VLLM(Backend):
     """How vLLM runs, if `backend` is vllm."""
 
     model_class: ClassVar[str] = "harness.evaluation.vllm_model:HarnessVLLM"
+    beyond_context: ClassVar[int] = -1  # a request to vLLM generates at least one token
 
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
         default=None, description="of weights and activations; null takes the student's"

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from harness.engines.backend import Backend, EngineSite
+from harness.engines.handed_over import own_prefix, remove_abandoned
 from harness.errors import RunError, TrainingError
 from harness.lm.completions import COMPLETIONS
 
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 EXTENSION = "harness.engines.vllm_worker.WeightsInPlace"
 PROBE = list(range(1, 25))  # ids that every vocabulary has
+# Else a server that takes its defaults from the checkpoint applies the penalties of its generation_config.json.
+PLAIN = {"min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 SAME = 0.02  # largest mean difference on the probe, in nats, that rounding may cause
 
 
@@ -39,6 +42,7 @@ class VLLMServer(Backend):
     """Where the servers are, and how requests to them are limited, if `backend` is vllm_server."""
 
     is_shared: ClassVar[bool] = True
+    beyond_context: ClassVar[int] = -1  # a request to vLLM generates at least one token
 
     urls: tuple[Annotated[str, Field(pattern=r"^https?://\S+$")], ...] = Field(
         min_length=1, description="one address for each replica, such as http://node1:8000"
@@ -65,6 +69,8 @@ class VLLMServer(Backend):
 
     def start(self, checkpoint: Path, site: EngineSite) -> CheckpointEngine:
         """Hand the checkpoint's weights over to the servers; raises `RunError` if they do not take them."""
+        if self.shared_folder is not None:
+            remove_abandoned(self.shared_folder)
         engine = ServedEngine(self, site)
         try:
             engine.load(checkpoint)
@@ -202,7 +208,7 @@ class ServedEngine:
             "model": self.backend.model, "prompt": [ids], "max_tokens": sampling.max_new_tokens,
             "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k or -1,
             "stop_token_ids": list(sampling.stop_ids), "stop": list(sampling.stop_strings), "ignore_eos": True,
-            "logprobs": 0, "return_token_ids": True,
+            "logprobs": 0, "return_token_ids": True, "skip_special_tokens": False, **PLAIN,
         }  # fmt: skip
 
     def _command(self, path: str, body: dict[str, Any]) -> None:
@@ -223,7 +229,7 @@ def _shared_copy(checkpoint: Path, shared: Path | None) -> Generator[Path]:
     if shared is None:
         yield checkpoint
         return
-    folder = shared / f"weights-{uuid.uuid4().hex}"
+    folder = shared / f"{own_prefix()}{uuid.uuid4().hex}"
     try:
         shutil.copytree(checkpoint, folder)
         yield folder

@@ -39,7 +39,7 @@ class Answering:
 
     - `answers`: all answers by (task, document index), in the order they were drawn; lm-eval gets each item's first.
     - `made_with`: the backend's settings that decide the answers, for the generation key.
-    - `beyond_context`: how many tokens more than `max_length` the stock class scores without cutting.
+    - `beyond_context`: how many tokens more than `max_length` a scored text may have, see `BackendSettings`.
     """
 
     max_length: int
@@ -65,6 +65,7 @@ class Answering:
         renderer = read_renderer(checkpoint, chat)
         self.tokenizer: Any = renderer.tokenizer
         self._max_length = engine.backend.context(context_of(checkpoint))
+        self.beyond_context = engine.backend.beyond_context
         self.add_bos_token = None
         made_with = {**engine.describe(), "batch_size": batch_size, "max_model_len": self._max_length}
         self.answer_with(engine, renderer, made_with, seed, on_task)

@@ -23,6 +23,15 @@ StockHFLM: Any = HFLM
 class EngineScores(StockHFLM):
     """Likelihoods from the engine's log-probabilities of prompts."""
 
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+        """Score whole texts in windows that the engine accepts; the stock class's windows have `max_length` + 1 tokens."""
+        context: int = self._max_length
+        self._max_length = context + self.beyond_context - 1
+        try:
+            return super().loglikelihood_rolling(requests, disable_tqdm)
+        finally:
+            self._max_length = context
+
     def _loglikelihood_tokens(self, requests: list[Any], *_: Any, **__: Any) -> list[tuple[float, bool]]:
         prompts = [[*context, *continuation] for _, context, continuation in requests]
         scored = self.model.prompt_logprobs(prompts)
@@ -34,8 +43,6 @@ class EngineScores(StockHFLM):
 
 class EngineModel(Answering, EngineScores):
     """A checkpoint on an engine, see `Answering`."""
-
-    beyond_context = 0  # every token is an input
 
     def __init__(
         self,

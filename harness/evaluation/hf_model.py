@@ -13,6 +13,7 @@ from typing import Any
 from lm_eval.models.huggingface import HFLM
 
 from harness.config.models import Chat
+from harness.engines.backend import HF
 from harness.engines.hf import HFEngine
 from harness.evaluation.answering import Answering
 from harness.lm.checkpoints import OWN_CODE, read_renderer
@@ -24,7 +25,7 @@ StockHFLM: Any = HFLM
 class HarnessHFLM(Answering, StockHFLM):
     """A checkpoint as lm-eval's `hf` model, see `Answering`."""
 
-    beyond_context = 1  # the last token is predicted but not an input
+    beyond_context = HF.beyond_context
 
     def __init__(
         self,

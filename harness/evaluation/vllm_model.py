@@ -31,8 +31,6 @@ class ScoredPrompt:
 class HarnessVLLM(Answering, StockVLLM):
     """A checkpoint as lm-eval's `vllm` model, see `Answering`."""
 
-    beyond_context = -1  # a request to vLLM generates at least one token
-
     def __init__(
         self,
         engine: CheckpointEngine,

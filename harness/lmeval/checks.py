@@ -21,10 +21,13 @@ def check_stage_task(task: Task) -> None:
     task.training_docs(1)
 
 
-def check_test_prompts(tasks: Iterable[Task], renderer: Renderer, context: int, limit: int | None) -> None:
+def check_test_prompts(
+    tasks: Iterable[Task], renderer: Renderer, context: int, beyond_context: int, limit: int | None
+) -> None:
     """Raise `TaskError` for a test prompt that does not fit a context of `context` tokens with its answer or continuation.
 
-    Profiles of one task differ only in their length limits of answers, so its prompts are rendered once.
+    With a continuation it may have `beyond_context` tokens more, see `BackendSettings`. Profiles of one task differ only in
+    their length limits of answers, so its prompts are rendered once.
     """
     prompts: dict[str, list[str]] = {}
     for task in tasks:
@@ -34,7 +37,7 @@ def check_test_prompts(tasks: Iterable[Task], renderer: Renderer, context: int, 
             answer = task.generation["max_gen_toks"]
             _refuse_long(task, renderer.longest_prompt(prompts[task.name], context - answer), answer, context, "test")
         elif task.output_type != "loglikelihood_rolling":  # which is scored in windows
-            _check_scored(task, renderer, context, limit)
+            _check_scored(task, renderer, context, beyond_context, limit)
 
 
 def check_training_prompts(spec: RunSpec, tasks: Mapping[str, Task], context: int, longest: Longest) -> None:
@@ -75,13 +78,13 @@ def _refuse_long(task: Task, longest: int, answer_tokens: int, context: int, whe
         )
 
 
-def _check_scored(task: Task, renderer: Renderer, context: int, limit: int | None) -> None:
+def _check_scored(task: Task, renderer: Renderer, context: int, beyond_context: int, limit: int | None) -> None:
+    room = context + beyond_context
     requests = [request for asked in task.asked(task.test_docs(limit), renderer) for request in json.loads(asked)]
-    # The last token is predicted but not an input.
-    long = [text for request in requests if renderer.most_ids(text := "".join(request)) > context + 1]
+    long = [text for request in requests if renderer.most_ids(text := "".join(request)) > room]
     longest = max((len(renderer.tokenizer.encode(text, add_special_tokens=False)) for text in long), default=0)
-    if longest > context + 1:
+    if longest > room:
         raise TaskError(
-            f"task {task.name}: its longest test prompt with a continuation has {longest} tokens, more than the model's "
-            f"context of {context} scores; ask for fewer few-shot examples, or take a model with more context"
+            f"task {task.name}: its longest test prompt with a continuation has {longest} tokens, more than the {room} that "
+            f"the model's context of {context} scores; ask for fewer few-shot examples, or take a model with more context"
         )

@@ -67,7 +67,8 @@ def _check_checkpoints(suite: Suite, checkpoints: Sequence[Path], tasks: Sequenc
         if not checkpoint.is_dir():
             raise ModelError(f"checkpoint {checkpoint} is not a folder; give folders with weights and tokenizer")
         renderer = load_renderer(checkpoint, suite.student)
-        check_test_prompts(tasks, renderer, suite.context(context_of(checkpoint)), suite.evaluation.limit)
+        context, beyond = suite.context(context_of(checkpoint)), suite.engine.beyond_context
+        check_test_prompts(tasks, renderer, context, beyond, suite.evaluation.limit)
 
 
 def _matrices(suite: Suite, evaluated: EvaluationPlan, scores: pd.DataFrame, folder: Path) -> dict[str, pd.DataFrame]:

@@ -218,6 +218,7 @@ def _fits(spec: RunSpec, evaluated: EvaluationPlan, prompting: tuple[Renderer, i
     def longest(task: Task, limit: int | None, room: int) -> int:
         return renderer.longest_prompt(task.training_prompts(renderer, limit), room)
 
-    check_test_prompts(evaluated.cells.values(), renderer, context, spec.suite.evaluation.limit)
+    beyond, limit = spec.suite.engine.beyond_context, spec.suite.evaluation.limit
+    check_test_prompts(evaluated.cells.values(), renderer, context, beyond, limit)
     check_training_prompts(spec, evaluated.tasks, context, longest)
     return f"all fit the context of {context} tokens"

@@ -194,8 +194,8 @@ class RunResources:
         renderer = load_renderer(self.start, self.suite.student)
         for task in self.tasks.values():
             try_task(task, renderer)
-        context = self.suite.context(context_of(self.start))
-        check_test_prompts(self.cells.values(), renderer, context, self.suite.evaluation.limit)
+        context, beyond = self.suite.context(context_of(self.start)), self.suite.engine.beyond_context
+        check_test_prompts(self.cells.values(), renderer, context, beyond, self.suite.evaluation.limit)
 
         def longest(task: Task, limit: int | None, _: int) -> int:
             # A task caches its examples, so the stages do not render them again.

@@ -7,7 +7,9 @@ import importlib.util
 import os
 import subprocess
 import sys
+import tempfile
 import threading
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,10 +26,12 @@ from harness.engines import student, vllm, vllm_backend
 from harness.engines.backend import EngineSite
 from harness.engines.engine import Completion, Sampling
 from harness.engines.engine_pool import EnginePool
+from harness.engines.handed_over import PREFIX, host_prefix
 from harness.engines.student import whole_weights
 from harness.engines.vllm import VLLMEngine
 from harness.engines.vllm_backend import VLLM
 from harness.engines.vllm_cpu import write_vllm_record
+from harness.engines.vllm_server import VLLMServer, _shared_copy
 from harness.errors import ConfigError, RunError, TaskError
 from harness.pipeline.resources import RunResources
 from harness.rundir.differences import find_differences
@@ -121,6 +125,33 @@ def test_a_checkpoint_of_another_configuration_gets_an_engine_of_its_own(
     held = [shelf.take(folder) for folder in (student_folder, moved, untied)]
     assert held[0] is held[1] is not held[2]
     assert (started, ended) == ([student_folder, untied], [student_folder])
+
+
+@pytest.mark.pitfall(
+    "torch keeps a model's GPU memory reserved after the model is gone, and vLLM refuses to start beside it",
+    area="vLLM",
+    guard="`harness/engines/engine_pool.py` frees it before it starts an engine",
+    evidence="the engine is started without that",
+)
+def test_an_engine_starts_after_the_memory_of_models_that_are_gone_is_free(
+    micro: Suite, student_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    class Model:
+        def __init__(self) -> None:
+            self.itself = self  # as a module with hooks, which only the garbage collector frees
+
+    model = Model()
+    alive, events = weakref.ref(model), list[Any]()
+    del model
+    parts = ("backend", "generate", "load", "prompt_logprobs", "describe", "close")
+    engine = SimpleNamespace(**dict.fromkeys(parts, lambda: None))
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: events.append(alive()))
+    monkeypatch.setattr(VLLM, "start", lambda *_: events.append("started") or engine)
+    pool = EnginePool(Suite.model_validate({**micro.model_dump(), "backend": "vllm"}), "cuda", tmp_path)
+    pool.take(student_folder)
+    pool.take(student_folder)
+    assert events == [None, "started"]
 
 
 @pytest.mark.vllm
@@ -237,8 +268,10 @@ def test_an_engine_that_neither_answers_nor_computes_is_ended_and_a_slow_one_is_
         busy.load(Path("computes"))
 
 
-def test_weights_that_a_killed_process_left_in_memory_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(student, "SHARED_MEMORY", tmp_path)
+@pytest.mark.parametrize("small", [False, True], ids=["in memory", "in a temporary folder"])
+def test_weights_that_a_killed_process_left_are_removed(small: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(student, "SHARED_MEMORY", tmp_path / "none" if small else tmp_path)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path if small else tmp_path / "none"))
     handed, there = list[Path](), list[Path]()
 
     def generate(*_: Any) -> list[Completion]:
@@ -248,9 +281,9 @@ def test_weights_that_a_killed_process_left_in_memory_are_removed(tmp_path: Path
     engine: Any = SimpleNamespace(load=handed.append, generate=generate)
     gone = subprocess.Popen(["true"])
     gone.wait()
-    left = tmp_path / f"harness-weights-{student._namespace()}-{gone.pid}-x"
-    others = tmp_path / f"harness-weights-{student._namespace()}-{os.getppid()}-x"
-    elsewhere = tmp_path / f"harness-weights-1-{gone.pid}-x"
+    left = tmp_path / f"{host_prefix()}{gone.pid}-x"
+    others = tmp_path / f"{host_prefix()}{os.getppid()}-x"
+    elsewhere = tmp_path / f"{PREFIX}another-host-1-{gone.pid}-x"
     for folder in (left, others, elsewhere):
         folder.mkdir()
     made = student.StudentEngine(engine, qwen3(dtype=torch.float32))
@@ -259,6 +292,21 @@ def test_weights_that_a_killed_process_left_in_memory_are_removed(tmp_path: Path
     assert set(there) == {others, elsewhere, *handed}
     assert f"-{os.getpid()}-" in handed[0].name
     assert set(tmp_path.iterdir()) == {others, elsewhere}
+
+
+def test_weights_that_a_killed_process_left_in_the_shared_folder_are_removed(student_folder: Path, tmp_path: Path):
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    left, others = (tmp_path / f"{host_prefix()}{pid}-x" for pid in (gone.pid, os.getppid()))
+    elsewhere = tmp_path / f"{PREFIX}another-host-1-{gone.pid}-x"
+    for folder in (left, others, elsewhere):
+        folder.mkdir()
+    backend = VLLMServer.model_validate({"urls": ["http://127.0.0.1:9"], "shared_folder": str(tmp_path), "deadline": 0})
+    with pytest.raises(RunError):
+        backend.start(student_folder, EngineSite("cpu", "float32", 1, tmp_path / "log.txt"))
+    assert set(tmp_path.iterdir()) == {others, elsewhere}
+    with _shared_copy(student_folder, tmp_path) as folder:
+        assert folder.name.startswith(f"{host_prefix()}{os.getpid()}-")
 
 
 @pytest.mark.pitfall(

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +21,8 @@ from harness.config.suite import Suite
 from harness.engines.backend import HF, EngineSite, backend_of
 from harness.engines.engine import Completion, Sampling, answer_all
 from harness.engines.engine_pool import EnginePool
-from harness.errors import ConfigError, RunError
+from harness.engines.vllm_server import VLLMServer
+from harness.errors import ConfigError, RunError, TaskError
 from harness.evaluation.engine_model import EngineModel
 from harness.evaluation.hf_model import HarnessHFLM
 from harness.lm.checkpoints import weights_digest
@@ -81,6 +83,36 @@ def test_likelihoods_of_an_engine_are_those_of_lm_evals_own_class(student_folder
     assert [value for value, _ in found] == pytest.approx([value for value, _ in expected], abs=1e-4)
     assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
     assert ours.tok_encode("3+4") == stock.tok_encode("3+4")
+
+
+@pytest.mark.usefixtures("toy")
+@pytest.mark.parametrize(("beyond", "most"), [(0, 128), (-1, 127)], ids=["any engine", "a server of vLLM"])
+def test_windows_of_a_perplexity_and_scored_texts_are_as_long_as_the_engine_accepts(
+    beyond: int, most: int, student_folder: Path, tmp_path: Path, micro: Suite, monkeypatch: pytest.MonkeyPatch
+):
+    assert VLLMServer.beyond_context == -1
+    backend = backend_of(Suite.model_validate({**micro.model_dump(), "backend": "toy"}))
+    monkeypatch.setattr(type(backend), "beyond_context", beyond)
+    engine = backend.start(student_folder, EngineSite("cpu", "float32", 1, tmp_path / "toy.txt"))
+    own, asked = engine.prompt_logprobs, list[int]()
+
+    def prompt_logprobs(prompts: Sequence[list[int]]) -> list[Any]:
+        asked.extend(map(len, prompts))
+        return own(prompts)
+
+    monkeypatch.setattr(engine, "prompt_logprobs", prompt_logprobs)
+    chat = micro.student.chat
+    ours = EngineModel(engine, student_folder, weights_digest(student_folder), chat, batch_size=4, seed=1)
+    stock = HarnessHFLM(student_folder, chat, device="cpu", dtype="float32", batch_size=4, seed=1)
+    stock._max_length = most - 1
+    whole: Any = [SimpleNamespace(args=("3 + 4 is 7, " * 60,), task_name="t")]
+    assert ours.loglikelihood_rolling(whole) == pytest.approx(stock.loglikelihood_rolling(whole), abs=1e-3)
+    assert max(asked) == most
+    assert ours.max_length == 128
+    ours._asked_by = {("", ""): "t"}
+    assert len(ours._loglikelihood_tokens([(("", ""), [5] * (most - 9), [6] * 9)])) == 1
+    with pytest.raises(TaskError, match=rf"{most + 1} tokens .*cut to the {most}\b"):
+        ours._loglikelihood_tokens([(("", ""), [5] * (most - 8), [6] * 9)])
 
 
 @pytest.mark.usefixtures("toy")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ import pytest
 import torch
 
 from harness.config.evaluation import Evaluation
+from harness.engines.backend import HF
+from harness.engines.vllm_backend import VLLM
+from harness.engines.vllm_server import VLLMServer
 from harness.errors import TaskError
 from harness.evaluation.cell_cache import SharedCells
 from harness.evaluation.evaluator import evaluate_checkpoint
@@ -155,8 +159,14 @@ def test_a_scored_text_that_would_be_cut_is_refused_by_the_evaluator_and_before_
     with pytest.raises(TaskError, match=r"task made_up: its longest prompt .*continuation .*context of 128"):
         evaluate_checkpoint(subject(student_folder), [task], library, Evaluation(), shared)
     with pytest.raises(TaskError, match=r"task made_up: its longest test prompt .*continuation .*context of 128"):
-        check_test_prompts([task], renderer, 128, None)
-    check_test_prompts([task], renderer, 2000, None)
+        check_test_prompts([task], renderer, 128, 1, None)
+    check_test_prompts([task], renderer, 2000, 1, None)
+    texts = ["".join(each) for asked in task.asked(task.test_docs(None), renderer) for each in json.loads(asked)]
+    longest = max(len(renderer.tokenizer.encode(text, add_special_tokens=False)) for text in texts)
+    for beyond in (HF.beyond_context, VLLM.beyond_context, VLLMServer.beyond_context):
+        check_test_prompts([task], renderer, longest - beyond, beyond, None)
+        with pytest.raises(TaskError, match=rf"{longest} tokens, more than the {longest - 1} that .*context of "):
+            check_test_prompts([task], renderer, longest - beyond - 1, beyond, None)
 
 
 def test_a_scored_text_may_fill_the_context_and_its_last_token(student_folder: Path):

@@ -90,9 +90,9 @@ def test_prompts_that_do_not_fit_the_context_are_refused_with_the_numbers(tmp_pa
     write_task(tmp_path)
     task, renderer = TaskLibrary([tmp_path]).load("made_up"), byte_renderer()
     # the longest test prompt: "<|im_start|>user\nsay 0<|im_end|>\n<|im_start|>assistant\n" is 1+5+5+1+1+1+10 = 24 tokens
-    check_test_prompts([task], renderer, 24 + 8, None)
+    check_test_prompts([task], renderer, 24 + 8, 1, None)
     with pytest.raises(TaskError) as error:
-        check_test_prompts([task], renderer, 24 + 7, None)
+        check_test_prompts([task], renderer, 24 + 7, 1, None)
     assert re.match(r"task made_up: .*\b24 tokens .*may take 8, .*context of 31; ", str(error.value))
 
 

@@ -73,7 +73,7 @@ def test_prompts_up_to_the_released_limit_fit_the_students_context_with_the_long
 
     check_training_prompts(RunSpec(suite, "aopd", 0), evaluated.tasks, context, longest)
     with nullcontext() if tokens == LONGEST_PROMPT else pytest.raises(TaskError, match="4097 tokens"):
-        check_test_prompts(evaluated.cells.values(), renderer, context, suite.evaluation.limit)
+        check_test_prompts(evaluated.cells.values(), renderer, context, 1, suite.evaluation.limit)
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Generator
 from pathlib import Path
 
@@ -13,13 +14,14 @@ from harness.config.load import load_suite
 from harness.config.run_spec import RunSpec
 from harness.engines.backend import EngineSite
 from harness.engines.engine import Sampling
+from harness.engines.hf import HFEngine
 from harness.engines.student import StudentEngine
 from harness.engines.vllm_server import EXTENSION, ServedEngine, VLLMServer
 from harness.errors import RunError
 from harness.lm.checkpoints import Loaded
 from harness.pipeline.run import run
 from tests.support.models import dense_logprobs, write_yaml
-from tests.support.servers.vllm import PROMPTS, wide_suite
+from tests.support.servers.vllm import PROMPTS, check_special_stop_string, wide_suite
 from tests.support.servers.vllm_serve import vllm_server
 
 pytest.importorskip("vllm", reason="vLLM is not installed; `make vllm` installs it")
@@ -28,10 +30,11 @@ pytestmark = pytest.mark.vllm
 
 @pytest.fixture(scope="module")
 def url(student_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
-    """One server for all tests of this module, started on the untouched student."""
+    """One server for all tests of this module, started on the untouched student.
+
+    It takes its defaults from a generation_config.json that has a repetition penalty.
+    """
     options = (
-        "--generation-config",
-        "vllm",
         "--logprobs-mode",
         "processed_logprobs",
         "--worker-extension-cls",
@@ -40,7 +43,10 @@ def url(student_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Gener
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLLM_SERVER_DEV_MODE", "1")
         log = tmp_path_factory.mktemp("vllm") / "log.txt"
-        with vllm_server(student_folder, log, *options, name="student") as address:
+        penalised = shutil.copytree(student_folder, tmp_path_factory.mktemp("penalised") / "student")
+        own = json.loads((penalised / "generation_config.json").read_text())
+        (penalised / "generation_config.json").write_text(json.dumps({**own, "repetition_penalty": 1.5, "min_p": 0.2}))
+        with vllm_server(penalised, log, *options, name="student") as address:
             yield address
 
 
@@ -75,6 +81,26 @@ def test_served_log_probabilities_are_the_trainers_after_each_hand_over(served: 
         with torch.no_grad():
             for parameter in student.model.parameters():
                 parameter += 0.3 * parameter.std() * torch.randn(parameter.shape, generator=generator)
+
+
+@pytest.mark.pitfall(
+    "a vLLM server applies the repetition penalty of the checkpoint's generation_config.json to rollouts and answers",
+    area="vLLM",
+    guard="`harness/engines/vllm_server.py` turns off in each request what the file may turn on",
+    evidence="the requests leave them out",
+)
+def test_answers_are_drawn_without_the_penalties_of_the_checkpoint(served: ServedEngine, student: Loaded):
+    prompt = [5, 6, 7, 8] * 3
+    sampling = Sampling(12, temperature=0)
+    (expected,) = HFEngine(student.model, student.renderer.tokenizer).generate([prompt], sampling)
+    (found,) = served.generate([prompt], sampling)
+    assert found.tokens == expected.tokens
+
+
+def test_a_stop_string_that_is_a_special_token_ends_an_answer_where_it_does_on_hf(
+    served: ServedEngine, student: Loaded
+):
+    check_special_stop_string(served, student)
 
 
 def test_a_server_with_other_weights_than_those_handed_over_is_refused(served: ServedEngine, changed: Path):
