@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from harness.config.teacher_identity import weights_part
 from harness.errors import HarnessError, RunError
 from harness.rundir.files import CURVE, DONE, RESULTS, SAMPLES, STEPS, check_samples, file_digest, read_results
 from harness.rundir.reader import RunDir, read_parquet
@@ -55,7 +56,7 @@ def find_faults(run: RunDir, digests: Digests | None = None) -> Iterator[Fault]:
         for place, kind in _cells(run, index, folder):
             yield from _cell(run, index, place, kind, weights)
     for place in _present(teacher_folder(run.path), "eval/*", "regraded/*/*"):
-        yield from _cell(run, 0, place, CellSummary, run.manifest.weights.get("teacher", ""))
+        yield from _cell(run, 0, place, CellSummary, weights_part(run.manifest.weights.get("teacher", "")))
 
 
 def refuse_changed(runs: Iterable[RunDir]) -> list[Fault]:
