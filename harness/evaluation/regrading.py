@@ -1,8 +1,8 @@
 """Grade stored answers again, with a task's present filter and grader; nothing is generated.
 
 A grader is one of the metrics that a task's `process_results` returns; the chosen one becomes the score. `regrade_cell` grades
-one cell. `regrade_runs` grades all cells of some runs and writes to `stage_<k>/regraded/<cell>/<grader>-<digest>/`; what the
-evaluation wrote stays as it is.
+one cell. `regrade_runs` grades all cells of some runs and writes to `stage_<k>/regraded/<cell>/<grader>-<digest>/`, for the
+teacher's own answers to `teacher/regraded/...`; what the evaluation wrote stays as it is.
 """
 
 from __future__ import annotations
@@ -153,9 +153,10 @@ def _stored_cells(run: Path, include: Sequence[Path], trust: bool) -> Iterator[_
     _refuse_task_folders([] if trust else named, include, run)
     library = TaskLibrary([*include, *(named if trust else ())], config.get("data", {}))
     loaded: dict[str, tuple[Task, list[dict[str, Any]]]] = {}
-    in_groups = _tasks_in_groups(run)
     names = ["", *(stage.name for stage in manifest.stages)]
-    for folder in (store.stage(index, name) for index, name in enumerate(names)):
+    folders = [*(store.stage(index, name) for index, name in enumerate(names)), store.teacher]
+    in_groups = _tasks_in_groups(folders)
+    for folder in folders:
         for path in sorted((folder.path / "eval").glob("[!.]*")):
             if (summary := read_results(path)) is None:
                 continue
@@ -178,9 +179,9 @@ def _refuse_task_folders(named: Sequence[Path], allowed: Sequence[Path], run: Pa
         )
 
 
-def _tasks_in_groups(run: Path) -> set[str]:
+def _tasks_in_groups(folders: Sequence[StageFolder]) -> set[str]:
     """Return the tasks of groups; they are not regraded, because the group's score was computed from their grades."""
-    summaries = map(read_results, run.glob("stage_0/eval/[!.]*"))
+    summaries = (read_results(path) for folder in folders for path in folder.path.glob("eval/[!.]*"))
     return {task for summary in summaries if summary and summary.group for task in summary.group.tasks}
 
 

@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from types import SimpleNamespace
 from typing import Any
 
 from lm_eval.api.instance import Instance
@@ -35,6 +36,11 @@ class Task(TaskDefinition):
     @cached_property
     def _examples(self) -> dict[tuple[str, int | None], list[Example]]:
         """Rendered training items, by renderer and limit."""
+        return {}
+
+    @cached_property
+    def _shown(self) -> dict[str, list[dict[str, Any]]]:
+        """The few-shot examples in the prompt of each rendered training item, by `item_id`."""
         return {}
 
     def under(self, profile: str, pass_at: Sequence[int] = (), grader: str = "") -> Task:
@@ -83,10 +89,15 @@ class Task(TaskDefinition):
         return context
 
     def render_question(self, doc: dict[str, Any], question: str, renderer: Renderer) -> str:
-        """Return a document's prompt with `question` as its own text; description, examples and `gen_prefix` stay."""
+        """Return a document's prompt with `question` as its own text; description, examples and `gen_prefix` stay.
+
+        The examples are those of `training_examples`; for a document that is not among them, the next that lm-eval draws.
+        """
         twin: Any = copy.copy(self.lmeval)
         own = self.lmeval.doc_to_text
         twin.doc_to_text = lambda other, *template: question if other is doc else own(other, *template)
+        if (shown := self._shown.get(item_id(doc))) is not None:
+            twin.sampler = SimpleNamespace(sample=lambda *_, **__: shown)
         return Task(self.name, twin, filter_name=self.filter_name).render(doc, renderer)
 
     def own_examples(self, docs: Sequence[dict[str, Any]]) -> int:
@@ -243,12 +254,26 @@ class Task(TaskDefinition):
 
     def _rendered(self, docs: list[dict[str, Any]], renderer: Renderer) -> list[Example]:
         self.lmeval.set_fewshot_seed(FEWSHOT_SEED)
-        texts, targets = zip(*(self._texts(doc, renderer) for doc in docs), strict=True)
+        texts, targets = zip(*(self._keeping_shown(doc)._texts(doc, renderer) for doc in docs), strict=True)
         ids = renderer.encode_prompts(texts), renderer.encode_targets(targets, after=texts)
         return [
             Example(self.name, item_id(doc), doc, prompt, target)
             for doc, prompt, target in zip(docs, *ids, strict=True)
         ]
+
+    def _keeping_shown(self, doc: dict[str, Any]) -> Task:
+        """Return a copy that keeps the few-shot examples that lm-eval draws for a document."""
+        if not self.config.num_fewshot:
+            return self
+        twin: Any = copy.copy(self.lmeval)
+        own = self.lmeval.sampler
+
+        def sample(*args: Any, **options: Any) -> list[dict[str, Any]]:
+            self._shown[item_id(doc)] = found = list(own.sample(*args, **options))
+            return found
+
+        twin.sampler = SimpleNamespace(sample=sample)
+        return Task(self.name, twin, self.profile, self.pass_at, self.grader, self.filter_name)
 
     def _texts(self, doc: dict[str, Any], renderer: Renderer) -> tuple[str, str]:
         text = self.render(doc, renderer)

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from harness.adapter import StageContext, trainer_of
 from harness.config.run_spec import PlannedStage
+from harness.config.teacher_identity import same_teacher
 from harness.config.teacher_settings import Needs
 from harness.config.training import Training
 from harness.engines.engine import Engine
@@ -113,11 +114,12 @@ class ContextBuilder:
         with self.resources.phase("models"):
             teacher = self.resources.teachers.take(stage.teacher, student)
         name = stage.teacher_name
-        if self.resources.weights.setdefault(name, teacher.identity) != teacher.identity:
+        if not same_teacher(former := self.resources.weights.get(name, teacher.identity), teacher.identity):
             raise RunError(
-                f"the teacher changed since the run's earlier stages: digest {self.resources.weights[name]}, now "
-                f"{teacher.identity}; put the former one back, or choose another --out"
+                f"the teacher changed since the run's earlier stages: digest {former}, now {teacher.identity}; put the former "
+                "one back, or choose another --out"
             )
+        self.resources.weights[name] = teacher.identity
         if isinstance(teacher, LocalTeacher):
             suit_attention(teacher.model, stage.training.autocast)
         return teacher

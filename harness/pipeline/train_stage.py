@@ -31,6 +31,7 @@ from harness.lm.checkpoints import (
 from harness.lm.logprobs import check_head
 from harness.lm.precision import suit_attention, tf32
 from harness.lm.seeding import seed_global_generators
+from harness.lm.trained.trainable import as_computed
 from harness.pipeline.processes.launched_ranks import launched_processes
 from harness.pipeline.processes.rank_processes import several_processes
 from harness.pipeline.resources import RunResources
@@ -159,7 +160,8 @@ class StageTrainer:
         ):
             self.resources.stop.cost = f"{train.parent.name} begins again, since its adapter keeps no snapshots; "
             try:
-                context.measure(0)
+                with as_computed(student.model, context.training.precision):
+                    context.measure(0)
                 result = adapter.train_stage(context)
             finally:
                 self.resources.stop.waited_for, self.resources.stop.cost = False, ""

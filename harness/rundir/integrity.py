@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from harness.config.teacher_identity import weights_part
 from harness.errors import HarnessError, RunError
 from harness.rundir.files import CURVE, DONE, RESULTS, SAMPLES, STEPS, check_samples, file_digest, read_results
 from harness.rundir.reader import RunDir, read_parquet
@@ -54,8 +55,8 @@ def find_faults(run: RunDir, digests: Digests | None = None) -> Iterator[Fault]:
             yield from _training(run, index, folder, weights, digests)
         for place, kind in _cells(run, index, folder):
             yield from _cell(run, index, place, kind, weights)
-    for place in sorted(teacher_folder(run.path).path.glob("eval/[!.]*")):
-        yield from _cell(run, 0, place, CellSummary, run.manifest.weights.get("teacher", ""))
+    for place in _present(teacher_folder(run.path), "eval/*", "regraded/*/*"):
+        yield from _cell(run, 0, place, CellSummary, weights_part(run.manifest.weights.get("teacher", "")))
 
 
 def refuse_changed(runs: Iterable[RunDir]) -> list[Fault]:
@@ -135,12 +136,18 @@ def _cells(run: RunDir, index: int, folder: StageFolder) -> Iterator[tuple[Path,
         if not index and (noise := run.manifest.noise):
             repeats = range(1, noise.repeats + 1)
             expected += [folder.noise(cell, repeat) for repeat in repeats for cell in noise.cells]
-    present = [path for name in ("eval/*", "noise/*/*", "regraded/*/*") for path in sorted(folder.path.glob(name))]
-    for place in dict.fromkeys([*expected, *(path for path in present if not path.name.startswith("."))]):
+    present = _present(folder, "eval/*", "noise/*/*", "regraded/*/*")
+    for place in dict.fromkeys([*expected, *present]):
         yield place, CellSummary
     evaluation: dict[str, Any] = run.manifest.config.get("evaluation") or {}
     if folder.drift.exists() or (run.manifest.finished and evaluation.get("drift")):
         yield folder.drift, DriftSummary
+
+
+def _present(folder: StageFolder, *patterns: str) -> list[Path]:
+    """Return the complete folders of cells that a stage has, by pattern."""
+    found = [path for pattern in patterns for path in sorted(folder.path.glob(pattern))]
+    return [path for path in found if not path.name.startswith(".")]
 
 
 def _cell(run: RunDir, index: int, place: Path, kind: type[CellRecord], weights: str) -> Iterator[Fault]:

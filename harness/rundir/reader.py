@@ -14,7 +14,7 @@ import pandas as pd
 from pyarrow.parquet import ParquetFile
 
 from harness.errors import RunError
-from harness.rundir.files import CURVE, read_lines, read_results, readable
+from harness.rundir.files import CURVE, read_lines, readable
 from harness.rundir.records.training_records import CurvePoint, StepLine
 from harness.rundir.schema import Manifest
 from harness.rundir.stage_folder import StageFolder, cell_name, stage_folder, teacher_folder
@@ -86,19 +86,15 @@ class RunDir:
         return [task for task in self.tasks if not profile or task in self.manifest.profiles[profile]]
 
     def cell_path(self, stage: int, task: str, profile: str = "", grader: str = "") -> Path:
-        """Return the folder with a cell's grades: those of `grader` where there are any, else of the task's own grader.
+        """Return the folder with a cell's grades, see `StageFolder.graded`."""
+        return self.stage(stage).graded(cell_name(task, profile), grader)
 
-        Where `harness regrade` wrote newer grades of that grader than the evaluation, it is the folder of the newest.
+    def teacher_cell(self, task: str, grader: str = "") -> Path:
+        """Return the folder with the grades of the teacher's own answers to a task, see `StageFolder.graded`.
+
+        It exists where the suite evaluates the teacher.
         """
-        folder, name = self.stage(stage), cell_name(task, profile)
-        if not folder.regraded(name).is_dir() or (evaluated := read_results(folder.cell(name))) is None:
-            return folder.cell(name)
-        chosen = folder.newest_grading(name, grader) if grader else None
-        return chosen or folder.newest_grading(name, evaluated.metric) or folder.cell(name)
-
-    def teacher_cell(self, task: str) -> Path:
-        """Return the folder of the teacher's own answers to a task; it exists where the suite evaluates the teacher."""
-        return teacher_folder(self.path).cell(task)
+        return teacher_folder(self.path).graded(task, grader)
 
     @property
     def steps(self) -> list[int]:

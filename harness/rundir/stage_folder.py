@@ -72,6 +72,16 @@ class StageFolder:
         ]
         return max(found)[1] if found else None
 
+    def graded(self, cell: str, grader: str = "") -> Path:
+        """Return the folder with a cell's grades: those of `grader` where there are any, else of the task's own grader.
+
+        Where `harness regrade` wrote newer grades of that grader than the evaluation, it is the folder of the newest.
+        """
+        if not self.regraded(cell).is_dir() or (evaluated := read_results(self.cell(cell))) is None:
+            return self.cell(cell)
+        chosen = self.newest_grading(cell, grader) if grader else None
+        return chosen or self.newest_grading(cell, evaluated.metric) or self.cell(cell)
+
     def open_training(self) -> Path:
         """Return the `train` folder: as an interrupted training left it if there is a snapshot, else empty."""
         folder = self.path / "train"

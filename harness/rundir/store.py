@@ -7,6 +7,7 @@
       stage_0/regraded/<task>[@<profile>]/<grader>-<digest>/...    the same answers graded again
       stage_0/noise/<cell>/<n>/...                                 the start evaluated again with other seeds
       teacher/eval/<task>/...                                      the teacher's own scores, under the first profile
+      teacher/regraded/<task>/<grader>-<digest>/...                its answers graded again
       stage_0/drift/results.json, samples.parquet                  distance to the start and entropy; so in every stage
       stage_1_<task>/train/steps.jsonl, rollouts.parquet, checkpoint/, done.json
       stage_1_<task>/eval/<task>/...

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import torch
 from pydantic import Field
 
+from harness.config.teacher_identity import weights_part
 from harness.config.teacher_settings import TeacherSpec
 from harness.errors import ConfigError, TrainingError
 from harness.lm.checkpoints import Loaded
@@ -67,9 +68,10 @@ class Cache(TeacherKind):
         if self.of is None:
             return CachedTeacher(store, self.stored_teacher(), None)
         teacher = site.open_teacher(self.of, student)
+        store.adopt(teacher.identity)
         probe = teacher.probe_scores
         name = store.served(teacher.identity, probe, teacher.follows_autocast) if probe else teacher.identity
-        if self.identity not in ("", teacher.identity, name):
+        if self.identity not in ("", teacher.identity, name, weights_part(teacher.identity)):
             teacher.close()
             raise ConfigError(
                 f"teacher.identity is {self.identity!r}, but the teacher under teacher.of is {name!r}; leave out one of the "
@@ -97,7 +99,7 @@ class Cache(TeacherKind):
             )
         if self.identity in known:
             return self.identity
-        chosen = [name for name in known if self.identity in ("", teacher_identity(name))]
+        chosen = [name for name in known if self.identity in ("", teacher_identity(name), weights_part(name))]
         if len(chosen) == 1:
             return chosen[0]
         raise ConfigError(

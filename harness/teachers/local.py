@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from harness.config.models import Model
+from harness.config.teacher_identity import full_identity
 from harness.errors import ModelError, TrainingError
-from harness.lm.checkpoints import Loaded, load_checkpoint, weights_digest
+from harness.lm.checkpoints import Loaded, config_digest, load_checkpoint, weights_digest
 from harness.lm.logprobs import TeacherRequest, TeacherScores, check_head, head_of, response_hidden, teacher_scores
 from harness.lm.rollouts import Batch
 from harness.teachers.server_probe import FLAT, TEXT, WORDS
@@ -34,7 +35,7 @@ class LocalTeacher(OpenTeacher):
 
     @property
     def identity(self) -> str:
-        """The digest of its weights; empty for a model that was not loaded from a checkpoint."""
+        """The digests of its weights and configuration; empty for a model that was not loaded from a checkpoint."""
         return self._identity
 
     @property
@@ -71,9 +72,8 @@ def open_local(spec: Model, folder: Path, student: Loaded, device: str) -> Local
     check_head(loaded.model)
     refuse_flat(loaded.model, loaded.renderer.tokenizer)
     _match_rows(loaded.model, student)
-    teacher = LocalTeacher(
-        loaded.model, loaded.renderer.tokenizer, student.renderer.tokenizer, identity=weights_digest(folder)
-    )
+    identity = full_identity(weights_digest(folder), config_digest(folder))
+    teacher = LocalTeacher(loaded.model, loaded.renderer.tokenizer, student.renderer.tokenizer, identity)
     check_same_rows(loaded.model, student.model)
     return teacher
 

@@ -13,6 +13,7 @@ from pydantic import Field
 
 from harness.config.base import digest
 from harness.config.models import Pretrained, Scratch
+from harness.config.teacher_identity import full_identity, weights_part
 from harness.config.teacher_settings import TeacherSpec
 from harness.errors import ConfigError
 from harness.lm.checkpoints import Loaded
@@ -86,9 +87,9 @@ class RoutedTeacher(OpenTeacher):
 
     @property
     def identity(self) -> str:
-        """A digest of the teachers' identities by task."""
-        known = {task: teacher.identity for task, teacher in self.by_task.items()}
-        return digest([known, self.otherwise.identity if self.otherwise else ""])
+        """A digest of the teachers' weights by task, and one of their whole identities where these say more."""
+        weights, whole = self._digest_of(weights_part), self._digest_of(str)
+        return weights if weights == whole else full_identity(weights, whole)
 
     def score(self, batch: Batch, request: TeacherRequest, temperature: float) -> TeacherScores:
         """See `Teacher`; raises `ConfigError` for a task without a teacher."""
@@ -124,6 +125,11 @@ class RoutedTeacher(OpenTeacher):
         """Each teacher once, in the order of the suite."""
         every = [*self.by_task.values(), *([self.otherwise] if self.otherwise else [])]
         return list({id(each): each for each in every}.values())
+
+    def _digest_of(self, part: Callable[[str], str]) -> str:
+        """Return a digest of a part of the teachers' identities by task."""
+        known = {task: part(teacher.identity) for task, teacher in self.by_task.items()}
+        return digest([known, part(self.otherwise.identity) if self.otherwise else ""])
 
     def close(self) -> None:
         """Close every teacher."""

@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from harness.config.teacher_identity import weights_part
 from harness.errors import TrainingError
 
 BUSY_SECONDS = 120.0  # to wait while another process writes
@@ -103,6 +104,23 @@ class ScoreStore:
             name = f"{teacher}{SERVED}{own}{PARTLY * partly}"
             database.execute("INSERT INTO probes VALUES (?, ?)", (name, json.dumps(list(probe))))
         return name
+
+    def adopt(self, teacher: str) -> None:
+        """Give the rows that versions before wrote under a teacher's weights alone the name of its whole identity.
+
+        The first teacher with these weights gets them, and no other configuration of them reads them afterwards.
+        """
+        former = weights_part(teacher)
+        if teacher == former or not self.path.is_file():
+            return
+        with closing(self._open()) as database, database:
+            database.execute("BEGIN IMMEDIATE")
+            for table in ("scores", "probes"):
+                named = [name for (name,) in database.execute(f"SELECT DISTINCT teacher FROM {table}").fetchall()]
+                for name in (name for name in named if teacher_identity(name) == former):
+                    whole = f"{teacher}{name.removeprefix(former)}"
+                    database.execute(f"UPDATE OR IGNORE {table} SET teacher = ? WHERE teacher = ?", (whole, name))
+                    database.execute(f"DELETE FROM {table} WHERE teacher = ?", (name,))
 
     def get(self, teacher: str, keys: Sequence[str]) -> dict[str, StoredScores]:
         """Return the stored scores of sequences, by key; raises `TrainingError` for a damaged file."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from harness.config.base import is_mapping, merge
 from harness.config.run_spec import identity_of
+from harness.config.teacher_identity import same_teacher
 from harness.rundir.differences import find_differences
 from harness.rundir.reader import RunDir
 from reports.data.frames import Frames
@@ -51,9 +52,12 @@ def _teachers(one: Method, other: Method) -> Iterator[str]:
     if found := find_differences(*configs):
         yield f"teacher ({_listed(found)})"
         return
-    weights = [{run.seed: run.manifest.weights.get("teacher") for run in method.frames.runs} for method in (one, other)]
-    if any(len({weights[0][seed], weights[1].get(seed)} - {None, ""}) > 1 for seed in weights[0]):
-        yield "teacher (its weights)"
+    named = [
+        {run.seed: teacher for run in method.frames.runs if (teacher := run.manifest.weights.get("teacher"))}
+        for method in (one, other)
+    ]
+    if not all(same_teacher(named[0][seed], named[1][seed]) for seed in named[0].keys() & named[1].keys()):
+        yield "teacher (its weights or configuration)"
 
 
 def _stages(one: RunDir, other: RunDir) -> Iterator[str]:

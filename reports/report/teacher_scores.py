@@ -14,13 +14,13 @@ from reports.formatting import format_percent
 def teacher_cells(frames: Frames) -> pd.DataFrame:
     """Return one row per suite, teacher and task: `suite`, `weights`, `task`, `role`, `score` (0..1).
 
-    A score by a metric that no student has is left out: after a regrading only the students have the new grades.
+    A score by a metric that no student has is left out, such as that of a teacher whose answers were not regraded.
     """
     rows = []
     graded = frames.scores.groupby(["suite", "task"])["metric"].agg(set).to_dict()
     for run in frames.runs:
         for task in run.tasks:
-            found = read_results(run.teacher_cell(task))
+            found = read_results(run.teacher_cell(task, frames.grader))
             if found is not None and found.metric in graded.get((run.suite, task), ()):
                 role = "probe" if task in run.probes else "trained"
                 rows.append([run.suite, found.weights, task, role, found.score])

@@ -22,12 +22,15 @@ from harness.evaluation import hf_model
 from harness.evaluation.regrading import RegradedCell, regrade_runs, regrade_table
 from harness.pipeline.checkpoint_matrix import matrix_table
 from harness.pipeline.run import run
+from harness.rundir.integrity import find_faults
+from harness.rundir.reader import find_runs
 from harness.rundir.stage_folder import StageFolder
 from reports.compare.comparison import StageComparison
 from reports.data.frames import load_frames
 from reports.data.methods import find_methods
+from reports.report.teacher_scores import teacher_cells
 from tests.support.models import write_task
-from tests.support.runs import vouch
+from tests.support.runs import flip_a_byte, vouch
 
 TASKS = ("made_up", "tiny_currency", "tiny_reminder", "tiny_weather")
 STAGES = ("stage_0", "stage_1_tiny_weather", "stage_2_tiny_currency")
@@ -134,19 +137,31 @@ def test_a_corrected_grader_regrades_and_reports_show_the_newest_grades(
     tasks = tmp_path / "tasks"
     write_task(tasks, grader='return {"strict": 0.0, "parsed": 1.0}')
     suite = micro.model_copy(update={"probes": ("made_up",), "include": (str(tasks),)})
-    folder = run(RunSpec(suite, "none", 0, out=tmp_path / "runs"))
+    folder = run(RunSpec(suite, "opd", 0, out=tmp_path / "runs"))
     monkeypatch.setattr(hf_model.HFEngine, "generate", lambda *_: pytest.fail("generated"))
     write_task(tasks, grader='return {"strict": 1.0, "parsed": 1.0}')
     changed = {row.stage: row for row in regrade_runs([folder], trust=True) if row.cell == "made_up"}
-    assert [(changed[s].before, changed[s].after, changed[s].changed) for s in STAGES] == [(0.0, 1.0, 4)] * 3
+    regraded = [(changed[s].before, changed[s].after, changed[s].changed) for s in (*STAGES, "teacher")]
+    assert regraded == [(0.0, 1.0, 4)] * 4
     assert shown(folder) == {1.0}
+    assert taught(folder) == {1.0}
+    assert list(find_faults(*find_runs([folder]))) == []
     write_task(tasks, grader='return {"strict": 0.0, "parsed": 1.0}')
     assert all(row.changed == 0 for row in regrade_runs([folder], trust=True))
     assert shown(folder) == {0.0}, "the grader is as it was"
+    assert taught(folder) == {0.0}
+    damaged, *_ = sorted(folder.glob("teacher/regraded/made_up/*/samples.parquet"))
+    flip_a_byte(damaged)
+    assert [fault.place for fault in find_faults(*find_runs([folder]))] == [damaged.parent]
 
 
 def shown(folder: Path) -> set[float]:
     scores = load_frames([folder]).scores
+    return set(scores.loc[scores["task"] == "made_up", "score"])
+
+
+def taught(folder: Path) -> set[float]:
+    scores = teacher_cells(load_frames([folder]))
     return set(scores.loc[scores["task"] == "made_up", "score"])
 
 

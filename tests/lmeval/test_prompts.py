@@ -144,6 +144,20 @@ def test_unusable_chat_settings_are_refused():
         Renderer(endless, Chat())
 
 
+def test_a_text_in_place_of_the_question_keeps_the_drawn_examples_whatever_was_rendered_before(tmp_path: Path):
+    write_task(tmp_path, num_fewshot=2, fewshot_split="train")
+    task, renderer = TaskLibrary([tmp_path]).load("made_up"), byte_renderer()
+    examples = task.training_examples(renderer)
+    again = TaskLibrary([tmp_path]).load("made_up").training_examples(renderer)
+    assert [example.prompt for example in again] == [example.prompt for example in examples]
+    shown = {renderer.decode(example.prompt).partition(task.prompt_text(example.doc))[0] for example in examples}
+    assert len(shown) > len(examples) / 2, "the examples must vary for this to test anything"
+    for example in (*examples[::-1], examples[3]):
+        same = task.render_question(example.doc, task.prompt_text(example.doc), renderer)
+        assert renderer.encode_prompt(same) == example.prompt
+        task.asked(task.test_docs(2), renderer)
+
+
 def test_item_ids_are_the_hashes_that_lm_eval_logs(tmp_path: Path):
     task = made_up(tmp_path)
     listener = Listener(plain_renderer())

@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 
 from harness.config.load import load_suite
 from harness.config.run_spec import RunSpec
@@ -73,6 +74,26 @@ def test_a_point_is_due_at_every_so_many_steps_and_at_the_end(micro_file: Path, 
     points = list(found.curve_points(1))
     assert sorted({point.step for point in points}) == [0, 2, 3]
     assert {len(point.items) for point in points} == {2}
+
+
+def test_all_points_are_of_the_weights_with_which_training_computes(
+    micro_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    scored: list[tuple[int, set[torch.dtype]]] = []
+    record = CurveRecorder.record
+
+    def spy(self: Any, step: int) -> None:
+        scored.append((step, {weight.dtype for weight in self.engine.model.parameters()}))
+        record(self, step)
+
+    monkeypatch.setattr(CurveRecorder, "record", spy)
+    settings = ["training.precision=bfloat16_master", "stages=[tiny_weather]", "probes=[]", "evaluation.limit=1"]
+    with_curve, without = (
+        run(RunSpec(load_suite(str(micro_file), [*settings, *every]), "sft", 0, out=tmp_path / name))
+        for name, every in (("with", ["evaluation.every=1"]), ("without", []))
+    )
+    assert scored == [(step, {torch.bfloat16}) for step in (0, 1, 2)]
+    assert manifest(with_curve)["weights"] == manifest(without)["weights"]
 
 
 @pytest.mark.slow

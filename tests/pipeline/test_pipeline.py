@@ -16,8 +16,9 @@ from harness.adapter import StageContext, StageResult
 from harness.config.load import load_suite
 from harness.config.run_spec import RunSpec
 from harness.config.suite import Suite
+from harness.config.teacher_identity import full_identity, weights_part
 from harness.errors import RunError, TaskError
-from harness.lm.checkpoints import weights_digest
+from harness.lm.checkpoints import config_digest, weights_digest
 from harness.pipeline.run import run
 from harness.rundir.process.progress import Event
 from harness.rundir.store import is_finished
@@ -60,7 +61,7 @@ def test_the_manifest_says_what_the_run_was_made_of(aopd: Path, student_folder: 
     assert {"torch", "transformers", "lm_eval", "python"} <= set(found["packages"])
     assert found["weights"] == {
         "start": weights_digest(student_folder),
-        "teacher": weights_digest(teacher_folder),
+        "teacher": full_identity(weights_digest(teacher_folder), config_digest(teacher_folder)),
         "stage_1": weights_digest(aopd / FOLDERS[1] / "train/checkpoint"),
         "stage_2": weights_digest(aopd / FOLDERS[2] / "train/checkpoint"),
     }
@@ -101,7 +102,7 @@ def test_the_teacher_is_scored_once_for_all_runs_that_learn_from_it(opd: Path, a
     for task in TASKS:
         one, other = ((run / "teacher" / "eval" / task / "results.json").read_text() for run in (opd, aopd))
         assert one == other  # word for word, its seconds too: the same generation
-        assert json.loads(one)["weights"] == manifest(opd)["weights"]["teacher"]
+        assert json.loads(one)["weights"] == weights_part(manifest(opd)["weights"]["teacher"])
     assert not (control / "teacher").exists()
 
 

@@ -21,6 +21,7 @@ from adapters.opd import OPD
 from harness.config.load import load_suite
 from harness.config.run_spec import RunSpec, identity_of
 from harness.config.suite import Suite
+from harness.config.teacher_identity import full_identity
 from harness.errors import RunError
 from harness.pipeline.processes import stop_signals
 from harness.pipeline.processes.stop_signals import stop_on_signals
@@ -204,6 +205,11 @@ def test_a_snapshot_is_taken_up_only_with_the_teacher_and_the_checkpoint_it_was_
     assert FileSnapshots(tmp_path, 0, {"teacher": "a", "checkpoint": "c"}).load() is not None
     with pytest.raises(RunError, match="taken with another teacher"):
         FileSnapshots(tmp_path, 0, {"teacher": "b", "checkpoint": "c"}).load()
+    # An earlier version recorded the digest of the teacher's weights alone.
+    assert FileSnapshots(tmp_path, 0, {"teacher": full_identity("a", "x"), "checkpoint": "c"}).load() is not None
+    offered(tmp_path, teacher=full_identity("a", "x"), checkpoint="c")
+    with pytest.raises(RunError, match="taken with another teacher"):
+        FileSnapshots(tmp_path, 0, {"teacher": full_identity("a", "y"), "checkpoint": "c"}).load()
 
 
 def test_a_file_that_vouches_for_others_is_written_after_these_are_synced(

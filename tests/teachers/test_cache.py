@@ -14,6 +14,7 @@ import torch
 
 from harness.config.load import load_suite
 from harness.config.run_spec import RunSpec
+from harness.config.teacher_identity import full_identity
 from harness.config.teacher_settings import read_teacher
 from harness.errors import ConfigError, TrainingError
 from harness.lm.checkpoints import Loaded
@@ -30,7 +31,7 @@ from harness.teachers.score_store import ScoreStore, StoredScores
 from harness.teachers.server import Server
 from harness.teachers.teacher import TeacherSite
 from harness.teachers.teacher_pool import TeacherPool
-from tests.support.models import STOP, local_teacher, micro_suite, rollout, write_yaml
+from tests.support.models import STOP, FakeTokenizer, local_teacher, micro_suite, qwen3, rollout, write_yaml
 from tests.support.servers.fake_server import FakeServer, serving
 from tests.support.servers.teachers import random_batches
 
@@ -291,3 +292,22 @@ def test_a_file_of_an_earlier_version_is_read_and_named(
         assert equal(behind.score(batch, request, 1.0), expected)
         assert (behind.hits, behind.misses) == (0, len(batch.rollouts))
         assert "in a different or unknown precision" in caplog.text
+
+
+def test_rows_of_an_earlier_version_are_those_of_the_first_teacher_with_these_weights(tmp_path: Path, batch: Batch):
+    """They name its weights alone; a teacher with another configuration has rows of its own."""
+    path = tmp_path / "scores.db"
+    student: Any = None
+    cached(path, local_teacher(), "weights").score(batch, REQUEST, 1.0)
+    found: list[tuple[int, int]] = []
+    kind = Cache.model_validate(
+        {"kind": "cache", "path": str(path), "identity": "weights", "of": micro_suite()["teacher"]}
+    )
+    for configuration in ("a", "a", "b"):
+        identity = full_identity("weights", configuration)
+        behind = LocalTeacher(qwen3(seed=1), FakeTokenizer(), FakeTokenizer(), identity)
+        teacher = kind.open(student, TeacherSite("cpu", tmp_path, lambda *_, behind=behind: behind))
+        teacher.score(batch, REQUEST, 1.0)
+        found.append((teacher.hits, teacher.misses))
+    assert found == [(3, 0), (3, 0), (0, 3)]
+    assert ScoreStore(path).teachers() == {full_identity("weights", each): 3 for each in ("a", "b")}

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
+from harness.config.base import digest
 from harness.config.models import Chat, Pretrained
 from harness.config.run_spec import RunSpec
 from harness.config.suite import Suite
-from harness.errors import ModelError, TrainingError
-from harness.lm.checkpoints import Loaded, save_checkpoint
+from harness.config.teacher_identity import CONFIGURATION, full_identity, same_teacher, weights_part
+from harness.errors import ModelError, RunError, TrainingError
+from harness.lm.checkpoints import Loaded, config_digest, save_checkpoint, weights_digest
 from harness.lm.logprobs import TeacherRequest, TeacherScores
 from harness.lm.rollouts import make_batches
 from harness.pipeline.run import run
 from harness.teachers.local import LocalTeacher, open_local
+from harness.teachers.routed import RoutedTeacher
 from harness.teachers.score_checks import check_scores, refuse_certainty
+from tests.support.evaluation import with_config
 from tests.support.models import STOP, FakeTokenizer, byte_renderer, dense_logprobs, local_teacher, qwen3, rollout
+from tests.support.runs import StoppedError, changed_suite, manifest, stop_at, vouch
 
 
 def saved(folder: Path, rows: int, seed: int) -> Loaded:
@@ -62,6 +70,42 @@ def test_a_teacher_that_prefers_no_token_is_refused_before_it_teaches(value: flo
     spec = Pretrained(kind="pretrained", path=str(tmp_path / "teacher"), chat=Chat(template="chatml"))
     with pytest.raises(ModelError):
         open_local(spec, tmp_path / "teacher", student, "cpu")
+
+
+def test_a_teacher_with_the_same_tensors_and_another_configuration_is_another_teacher(tmp_path: Path):
+    student = saved(tmp_path / "teacher", 264, 0)
+    rotary = {"rope_parameters": {"rope_type": "default", "rope_theta": 7.0}}
+    folders = [tmp_path / "teacher", with_config(tmp_path / "teacher", tmp_path / "other", **rotary)]
+    specs = [Pretrained(kind="pretrained", path=str(folder), chat=Chat(template="chatml")) for folder in folders]
+    one, other = (open_local(spec, folder, student, "cpu") for spec, folder in zip(specs, folders, strict=True))
+    assert {weights_part(teacher.identity) for teacher in (one, other)} == {weights_digest(folders[0])}
+    assert not same_teacher(one.identity, other.identity)
+    routed = [RoutedTeacher({"a": one, "b": teacher}, None) for teacher in (one, other)]
+    assert not same_teacher(*(teacher.identity for teacher in routed))
+    before = {task: weights_digest(folders[0]) for task in ("a", "b")}
+    assert {weights_part(teacher.identity) for teacher in routed} == {digest([before, ""])}
+
+
+def test_a_run_goes_on_with_the_same_teacher_alone(micro: Suite, teacher_folder: Path, tmp_path: Path):
+    folder = shutil.copytree(teacher_folder, tmp_path / "teacher")
+    suite = changed_suite(tmp_path, lambda raw: raw.update(teacher={"kind": "pretrained", "path": str(folder)}))
+    spec = RunSpec(suite, "opd", 0, out=tmp_path / "runs")
+    with pytest.raises(StoppedError):
+        run(spec, stop_at("stage 2 tiny_currency 1"))
+    own = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(json.dumps({**json.loads(own), "rms_norm_eps": 5.0}))
+    with pytest.raises(RunError, match="teacher changed"):
+        run(spec)
+    (folder / "config.json").write_text(own)
+    # As an earlier version left it.
+    for name in ("manifest.json", "stage_1_tiny_weather/train/done.json"):
+        text = (spec.path / name).read_text()
+        (spec.path / name).write_text(re.sub(f"{CONFIGURATION}[0-9a-f]+", "", text))
+        assert (spec.path / name).read_text() != text
+        vouch(spec.path / name)
+    run(spec)
+    expected = full_identity(weights_digest(folder), config_digest(folder))
+    assert manifest(spec.path)["weights"]["teacher"] == expected
 
 
 def test_rows_that_hold_tokens_are_not_cut(tmp_path: Path):

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Generator
 from contextlib import contextmanager
 
+import torch
+from torch import nn
+
 from harness.config.training import Precision
 from harness.errors import NotFiniteError
 from harness.lm.logprobs import StudentForward
@@ -24,6 +27,19 @@ def trainable(student: StudentForward, precision: Precision) -> Generator[Traina
             opened.close()
         raise
     opened.close()
+
+
+@contextmanager
+def as_computed(model: nn.Module, precision: Precision) -> Generator[None]:
+    """Give a model in this block the weights with which its training computes; afterwards it has its own again."""
+    own = [(weight, weight.data) for weight in model.parameters()] if precision == "bfloat16_master" else []
+    for weight, data in own:
+        weight.data = data.to(torch.bfloat16)
+    try:
+        yield
+    finally:
+        for weight, data in own:
+            weight.data = data
 
 
 def _open(student: StudentForward, precision: Precision) -> Trainable:

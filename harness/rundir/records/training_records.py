@@ -16,7 +16,9 @@ class DoneFile(Record):
     weights: str = Field(default="", description="digest of the stage's checkpoint")
     files: str = Field(default="", description="digest of the checkpoint's configuration and tokenizer files")
     before: str = Field(default="", description="digest of the weights that the training began with")
-    teacher: str | None = Field(default=None, description="digest of the teacher's weights; null without a teacher")
+    teacher: str | None = Field(
+        default=None, description="digests of the teacher's weights and configuration; null without a teacher"
+    )
     steps: int = Field(ge=0, description="training steps taken")
     seconds: float = Field(default=0.0, description="wall-clock seconds of the training")
     prompts: int = Field(default=0, ge=0, description="number of training items that prompts were drawn from")

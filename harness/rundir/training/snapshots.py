@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import torch
 
+from harness.config.teacher_identity import same_teacher
 from harness.errors import RunError, StoppedError
 from harness.lm.ranks import Ranks, current_ranks
 from harness.rundir.files import (
@@ -133,7 +134,8 @@ class FileSnapshots:
             # A point counts the steps done, so the point at the snapshot's own step stays.
             drop_steps_from(self.curve, int(state["step"]) + 1)
         recorded = state.pop("recorded", {})
-        changed = [name for name, value in recorded.get("inputs", {}).items() if self.inputs.get(name, value) != value]
+        before = recorded.get("inputs", {})
+        changed = [name for name, value in before.items() if not same_teacher(self.inputs.get(name, value), value)]
         if changed:
             raise RunError(
                 f"{self.path} was taken with another {' and another '.join(changed)}; put the former one back, or choose "

@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 from scipy import stats
 
+from harness.config.teacher_identity import full_identity
 from reports.compare.comparison import Comparison
 from reports.data.methods import Method, find_methods
 from reports.data.setting_differences import describe_differences
 from reports.report.build import build_report
 from tests.support.reports.run_factory import write_run
+from tests.support.runs import vouch
 
 START = [0.5, 0.1, 0.6]
 TRAINING: dict[str, Any] = {"steps": 80, "micro_batch": None, "optimizer": {"lr": 2e-4}}
@@ -64,6 +66,25 @@ def test_what_differs_besides_the_method_is_named(tmp_path: Path, change: dict[s
     assert said.startswith("opd and aopd ")
     assert said.endswith(sentence)
     assert said in Comparison(methods).notes()
+
+
+@pytest.mark.parametrize(
+    ("teachers", "differ"),
+    [
+        (("a", "b"), True),
+        ((full_identity("a", "x"), full_identity("a", "y")), True),
+        ((full_identity("a", "x"), full_identity("a", "x")), False),
+        (("a", full_identity("a", "x")), False),  # an earlier version recorded the weights alone
+    ],
+)
+def test_teachers_differ_by_weights_or_configuration(tmp_path: Path, teachers: tuple[str, str], differ: bool):
+    pair(tmp_path)
+    for adapter, teacher in zip(("opd", "aopd"), teachers, strict=True):
+        (file,) = tmp_path.glob(f"*/{adapter}/*/seed0/manifest.json")
+        file.write_text(file.read_text().replace("digest-teacher", teacher))
+        vouch(file)
+    opd, aopd = find_methods([tmp_path])
+    assert bool(describe_differences(opd, aopd)) == differ
 
 
 @pytest.mark.usefixtures("blank_figures")
