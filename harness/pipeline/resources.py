@@ -91,6 +91,10 @@ class RunResources:
         """The tasks under the suite's first profile."""
         return self.evaluated.tasks
 
+    def task(self, name: str) -> Task:
+        """Return a task of the suite, or one that another run trained before this run's start; it is loaded once."""
+        return self.tasks[name] if name in self.tasks else self.library.loaded(name)
+
     @cached_property
     def start(self) -> Path:
         """The student's checkpoint before any stage."""
