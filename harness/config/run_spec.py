@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from harness.config.base import digest, merge
+from harness.config.overrides import looks_local
 from harness.config.suite import AdapterEntry, Suite
 from harness.config.teacher_settings import TeacherSpec
 from harness.config.training import Training
@@ -167,13 +168,14 @@ class RunSpec:
         return merge(suite, {**own, "stages": stages})
 
 
-def identity_of(config: Mapping[str, Any]) -> dict[str, Any]:
+def identity_of(config: Mapping[str, Any], *, whole_ids: bool = True) -> dict[str, Any]:
     """Return the part of a run's configuration that must stay the same when the run continues.
 
-    Left out is what decides how fast and where it works: device, threads, memory, folders. Only the last part of the path of
-    a model or template counts; digests check that the content is the same.
+    Left out is what decides how fast and where it works: device, threads, memory, folders. Only the last part of the local
+    path of a model or template counts; digests check that the content is the same. A hub id counts whole, except without
+    `whole_ids`, as earlier versions read it.
     """
-    return _identity(config, ())
+    return _identity(config, (), whole_ids)
 
 
 def averages_micro_batches(config: Mapping[str, Any]) -> bool:
@@ -195,13 +197,14 @@ def session_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     return dict(_of_session(config, ()))
 
 
-def _identity(value: Any, path: tuple[str, ...]) -> Any:
+def _identity(value: Any, path: tuple[str, ...], whole_ids: bool) -> Any:
     if _is_mapping(value):
-        return {key: _identity(part, (*path, key)) for key, part in value.items() if not _may_change((*path, key))}
+        parts = {key: part for key, part in value.items() if not _may_change((*path, key))}
+        return {key: _identity(part, (*path, key), whole_ids) for key, part in parts.items()}
     if _is_sequence(value):
-        return [_identity(part, (*path, "*")) for part in value]
+        return [_identity(part, (*path, "*"), whole_ids) for part in value]
     if path[-1:] in (("path",), ("template",)) and isinstance(value, str):
-        return Path(value).name
+        return value if whole_ids and not looks_local(value) else Path(value).name
     return value
 
 

@@ -25,15 +25,18 @@ REGISTERED = "claims.jsonl"
 
 def covers(registered: RegisteredClaims, run: Manifest) -> bool:
     """Return whether a run has the configuration that was registered with the claims for its adapter and order."""
-    return registered.configurations.get(_key(run.adapter, run.order)) == configuration_digest(run.config)
+    present = (configuration_digest(run.config, whole_ids=whole_ids) for whole_ids in (True, False))
+    return registered.configurations.get(_key(run.adapter, run.order)) in present
 
 
-def configuration_digest(config: Mapping[str, Any]) -> str:
+def configuration_digest(config: Mapping[str, Any], *, whole_ids: bool = True) -> str:
     """Return the digest of the part of a run's configuration that decides its numbers, without its seed and autocast.
 
-    A suite may leave `autocast` to the machine, and claims may be registered on another one.
+    A suite may leave `autocast` to the machine, and claims may be registered on another one. Without `whole_ids` it is the
+    digest of earlier versions, see `identity_of`.
     """
-    return digest(without_autocast(identity_of({key: value for key, value in config.items() if key != "seed"})))
+    unseeded = {key: value for key, value in config.items() if key != "seed"}
+    return digest(without_autocast(identity_of(unseeded, whole_ids=whole_ids)))
 
 
 def configurations_of(suite: Suite) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +13,11 @@ import pytest
 
 from harness.config.run_spec import RunSpec
 from harness.config.suite import Suite
+from harness.errors import RunError
+from harness.pipeline.finished_runs import left_to_do
 from harness.pipeline.run import run
 from harness.rundir.store import is_finished
-from tests.support.runs import FOLDERS, StoppedError, cells, manifest, samples, steps, stop_at
+from tests.support.runs import FOLDERS, StoppedError, cells, changed_suite, manifest, samples, steps, stop_at
 
 KILLED = """
 import os, signal, sys
@@ -100,3 +103,28 @@ def test_a_run_interrupted_after_its_last_training_still_names_all_weights(micro
         run(spec, stop_at("evaluate after tiny_currency 0"))
     run(spec)
     assert manifest(spec.path)["weights"] == manifest(aopd)["weights"]
+
+
+def test_a_finished_run_of_another_model_whose_folder_has_the_same_name_is_not_taken(
+    student_folder: Path, teacher_folder: Path, tmp_path: Path
+):
+    folders = {name: tmp_path / name / "hf" for name in ("student", "copy", "teacher")}
+    for name, source in zip(folders, (student_folder, student_folder, teacher_folder), strict=True):
+        shutil.copytree(source, folders[name])
+
+    def spec_of(student: str, teacher: str) -> RunSpec:
+        models = {
+            key: {"kind": "pretrained", "path": str(folders[name]), "chat": {"template": "chatml"}}
+            for key, name in (("student", student), ("teacher", teacher))
+        }
+        return RunSpec(changed_suite(tmp_path, lambda raw: raw.update(models)), "opd", 0, out=tmp_path / "runs")
+
+    path = run(spec_of("student", "teacher"))
+    assert left_to_do([spec_of("copy", "teacher")]) == []
+    for other, named in ((spec_of("teacher", "teacher"), "student.path"), (spec_of("student", "copy"), "teacher.path")):
+        with pytest.raises(RunError, match=named):
+            left_to_do([other])
+        with pytest.raises(RunError, match=named):
+            run(other)
+    shutil.rmtree(folders["copy"])
+    assert run(spec_of("student", "teacher")) == path
