@@ -26,7 +26,6 @@ from harness.lm.checkpoints import (
     Loaded,
     files_digest,
     load_checkpoint,
-    load_renderer,
     save_checkpoint,
     stored_parameters,
     weights_digest,
@@ -141,7 +140,9 @@ class StageTrainer:
 
     def _shared_key(self, stage: PlannedStage) -> str:
         """Return the digest of all that decides a shared stage's weights: the run up to that stage, without its method."""
-        config = identity_of(self.spec.config())
+        config = identity_of(
+            self.spec.config(), whole_ids=False
+        )  # as in keys of earlier versions; digests tell models apart
         apart = {"name", "adapter", "probes", "evaluation", "stages"}
         before = self.spec.stages[: stage.index]
         manifest = RunStore(self.spec.path).manifest
@@ -152,7 +153,7 @@ class StageTrainer:
             "teachers": [planned.teacher and planned.teacher.model_dump(mode="json") for planned in before],
             "curve": self._curve_settings(),
             "rollouts": self.suite.keep_rollouts,
-            "start": [self.resources.weights["start"], self.resources.inputs()],
+            "start": [self.resources.weights["start"], self.resources.model_files()],
             "records": manifest.overlap.digests if manifest and manifest.overlap else None,
             "items": self._items(before),
             "made with": [self.device, this_session().packages],
@@ -161,7 +162,7 @@ class StageTrainer:
 
     def _items(self, stages: Sequence[PlannedStage]) -> list[str]:
         """Return digests of what stages train on: each task's prompts and references, as they are rendered."""
-        renderer = load_renderer(self.resources.start, self.suite.student)
+        renderer = self.resources.renderer
         trained = [
             (self.resources.tasks[task], stage.training.train_items) for stage in stages for task in stage.trains
         ]
