@@ -140,7 +140,8 @@ class StageContext:
     `renderer`, the tokenizer and its chat template.
 
     Data: `tasks` that the stage trains, by name, and `examples`, their training items in order; `past_tasks` and `past` are
-    the same for all earlier stages. `shares` is the share of the prompts that each task gets; empty means equal shares.
+    the same for the tasks that earlier stages trained and this one does not. `shares` is the share of the prompts that each
+    task gets; empty means equal shares.
 
     Budget: `training`; `seed` of this run and stage; `device`; `penalties`, which wrappers add to the loss; `make_updater`,
     which builds the optimiser from a module, its settings and the number of updates.

@@ -187,11 +187,11 @@ def _do_runs(
         console.print("dry run: nothing was written")
         return
 
+    from harness.pipeline.finished_runs import left_to_do
     from harness.pipeline.sweeps.sweep import default_workers, sweep
     from harness.rundir.process.progress import Display
-    from harness.rundir.shared.remote_stages import is_done
 
-    todo = [spec for spec in specs if not is_done(spec)]
+    todo = left_to_do(specs)
     if todo:
         with Display(console) as display:
             on_the_way = ReportsOnTheWay(display, reporters, specs, todo)
@@ -214,11 +214,11 @@ def _do_runs(
 def _do_study(console: SafeConsole, planned: Plan, workers: int | None, max_hours: float, dry_run: bool) -> None:
     """Print what a study will cost, then do its unfinished runs; the page is written once, at the end."""
     from harness.pipeline.adapter_checks import check_adapters
+    from harness.pipeline.finished_runs import left_to_do
     from harness.pipeline.sweeps.sweep import default_workers, sweep
     from harness.rundir.process.progress import Display
-    from harness.rundir.shared.remote_stages import is_done
 
-    todo = [spec for spec in planned.specs if not is_done(spec)]
+    todo = left_to_do(planned.specs)
     workers = workers or default_workers(todo or planned.specs)
     for suite in {spec.suite.name: spec.suite for spec in planned.specs}.values():
         check_adapters(suite, {spec.entry for spec in planned.specs if spec.suite.name == suite.name})

@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, Literal, TypeGuard
 
 from harness.config.base import digest, merge
+from harness.config.overrides import looks_local
 from harness.config.suite import AdapterEntry, Suite
 from harness.config.teacher_settings import TeacherSpec
 from harness.config.training import Training
@@ -43,6 +44,9 @@ MAY_CHANGE = frozenset(
         *(f"{place}.{key}" for place in TEACHERS for key in SERVER_KEYS),
     }
 )
+
+
+Paths = Literal["ids", "names", "whole"]  # see `identity_of`
 
 
 @dataclass(frozen=True)
@@ -172,13 +176,14 @@ class RunSpec:
         return merge(suite, {**own, "stages": stages})
 
 
-def identity_of(config: Mapping[str, Any], *, whole_paths: bool = False) -> dict[str, Any]:
+def identity_of(config: Mapping[str, Any], *, paths: Paths = "ids") -> dict[str, Any]:
     """Return the part of a run's configuration that must stay the same when the run continues.
 
-    Left out is what decides how fast and where it works: device, threads, memory, folders. Only the last part of the path of
-    a model or template counts; digests check that the content is the same. With `whole_paths` all of it counts.
+    Left out is what decides how fast and where it works: device, threads, memory, folders. `paths` says what counts of the
+    path of a model or template: `ids` is a whole hub id and the last part of a local path, whose content digests tell apart;
+    `names` is the last part of either, as earlier versions read it; `whole` is all of it.
     """
-    return _identity(config, (), whole_paths)
+    return _identity(config, (), paths)
 
 
 def averages_micro_batches(config: Mapping[str, Any]) -> bool:
@@ -200,14 +205,14 @@ def session_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     return dict(_of_session(config, ()))
 
 
-def _identity(value: Any, path: tuple[str, ...], whole_paths: bool) -> Any:
+def _identity(value: Any, path: tuple[str, ...], paths: Paths) -> Any:
     if _is_mapping(value):
         parts = {key: (part, (*path, key)) for key, part in value.items()}
-        return {key: _identity(*found, whole_paths) for key, found in parts.items() if not _may_change(found[1])}
+        return {key: _identity(*found, paths) for key, found in parts.items() if not _may_change(found[1])}
     if _is_sequence(value):
-        return [_identity(part, (*path, "*"), whole_paths) for part in value]
-    if path[-1:] in (("path",), ("template",)) and isinstance(value, str) and not whole_paths:
-        return Path(value).name
+        return [_identity(part, (*path, "*"), paths) for part in value]
+    if path[-1:] in (("path",), ("template",)) and isinstance(value, str):
+        return value if paths == "whole" or (paths == "ids" and not looks_local(value)) else Path(value).name
     return value
 
 

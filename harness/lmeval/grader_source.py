@@ -1,15 +1,27 @@
-"""Digests of what decides a grade: the grader's source, its settings, and the references that it compares answers with."""
+"""Digests of what decides a grade: the grader's source, its settings, and the references that it compares answers with.
+
+Next to them are digests of the rest of a task, by which a run that continues sees that a task's file was edited.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from harness.config.base import digest
+from harness.lm.rollouts import Example
 from harness.lmeval.task import Task
+
+_PROMPTING = (
+    *("output_type", "doc_to_text", "doc_to_target", "doc_to_choice", "description", "num_fewshot", "fewshot_config"),
+    *("fewshot_delimiter", "target_delimiter", "gen_prefix", "generation_kwargs"),
+)
 
 
 def grader_source(task: Task) -> str:
@@ -31,8 +43,25 @@ def references(task: Task, docs: Sequence[dict[str, Any]]) -> list[str]:
     return [digest([[task.reference(doc) for doc in docs], choices])]
 
 
+def settings_digest(task: Task) -> str:
+    """Return the digest of what decides a task's prompts, targets, decoding and grades, besides its records."""
+    prompting = {name: _plain(getattr(task.config, name)) for name in _PROMPTING}
+    return digest([prompting, _plain(task.settings.model_dump()), task.filter_name, grader_source(task)])
+
+
+def items_digest(examples: Iterable[Example]) -> str:
+    """Return the digest of training items as they are rendered: the token ids of each prompt and target, in order."""
+    found = hashlib.sha256()
+    for example in examples:
+        for ids in (example.prompt, example.target):
+            found.update(len(ids).to_bytes(8, "little") + np.asarray(ids, dtype="<i8").tobytes())
+    return found.hexdigest()[:16]
+
+
 def _plain(value: Any) -> Any:
     """Return a setting with every function as its name and the hash of its source; Python would print its address."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, dict):
         return {name: _plain(part) for name, part in value.items()}
     if isinstance(value, (list, tuple)):

@@ -49,11 +49,14 @@ class TaskLibrary:
         self._loaded[name] = _checked(name, self._load(name)["tasks"][name])
         return self._loaded[name]
 
+    def loaded(self, name: str) -> Task:
+        """Return a task that was loaded already, else load it."""
+        return self._loaded.get(name) or self.load(name)
+
     def training_texts(self, name: str) -> list[Text]:
         """Return the (question, answer) pairs of a task's training documents; they are read once."""
         if name not in self._texts:
-            task = self._loaded.get(name) or self.load(name)
-            self._texts[name] = task.training_texts()
+            self._texts[name] = self.loaded(name).training_texts()
         return self._texts[name]
 
     def load_group(self, name: str) -> tuple[list[Task], Group | None]:

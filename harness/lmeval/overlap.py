@@ -107,13 +107,13 @@ def _training_splits(spec: RunSpec, tasks: Mapping[str, Task], library: TaskLibr
         for task in (tasks[name] for name in stage.trains):
             yield f"stage {stage.index}", read_split(task, task.training_docs(stage.training.train_items))
     for before in spec.suite.origin.trained if spec.suite.origin else ():
-        task = tasks[before.task] if before.task in tasks else library.load(before.task)
+        task = tasks[before.task] if before.task in tasks else library.loaded(before.task)
         yield "before the start", read_split(task, task.training_docs(before.items))
     student = spec.suite.student
     if isinstance(student, Scratch):
         limits = student.warmup.strengths[student.strength].items
         for name in student.warmup.mixture:
-            task = tasks[name] if name in tasks else library.load(name)
+            task = tasks[name] if name in tasks else library.loaded(name)
             yield "warm-up", read_split(task, task.training_docs(limits.get(name)))
 
 

@@ -17,6 +17,7 @@ from harness.engines.engine import CheckpointEngine
 from harness.engines.engine_pool import EnginePool
 from harness.errors import ConfigError, ModelError, RunError
 from harness.evaluation.groups import EvaluationPlan, load_evaluation_plan
+from harness.lm.chat import Renderer
 from harness.lm.checkpoints import (
     allow_own_code,
     context_of,
@@ -34,6 +35,7 @@ from harness.lmeval.checks import (
     cut_references,
 )
 from harness.lmeval.generation_settings import tasks_by_profile
+from harness.lmeval.grader_source import items_digest, settings_digest
 from harness.lmeval.library import TaskLibrary
 from harness.lmeval.overlap import stream_overlap
 from harness.lmeval.task import Task
@@ -91,11 +93,20 @@ class RunResources:
         """The tasks under the suite's first profile."""
         return self.evaluated.tasks
 
+    def task(self, name: str) -> Task:
+        """Return a task of the suite, or one that another run trained before this run's start; it is loaded once."""
+        return self.tasks[name] if name in self.tasks else self.library.loaded(name)
+
     @cached_property
     def start(self) -> Path:
         """The student's checkpoint before any stage."""
         with self.phase("models"):
             return self.checkpoint_of(self.suite.student)
+
+    @cached_property
+    def renderer(self) -> Renderer:
+        """The start's tokenizer and chat template."""
+        return load_renderer(self.start, self.suite.student)
 
     def describe(self) -> Manifest:
         """Return the manifest of a new run, before it has weights, sessions or an end."""
@@ -146,13 +157,25 @@ class RunResources:
         with self.timer(name), self.memory(name):
             yield
 
-    def inputs(self) -> dict[str, str]:
+    def model_files(self) -> dict[str, str]:
         """Return digests of the start's configuration and tokenizer files, and of a chat template in a file."""
         template = self.suite.student.chat.template
         found = {"start": files_digest(self.start)}
         if template is not None and Path(template).is_file():
             found["template"] = digest(Path(template).read_text(encoding="utf-8"))
         return found
+
+    def inputs(self) -> dict[str, str]:
+        """Return the digests of `model_files`, of each stage's rendered training items, and of each task's file and grader."""
+        trained = [(stage, name) for stage in self.spec.stages for name in stage.trains]
+        items = {
+            f"training items of stage {stage.index} {name}": items_digest(
+                self.tasks[name].training_examples(self.renderer, stage.training.train_items)
+            )
+            for stage, name in trained
+        }
+        settings = {f"settings or grader of {cell}": settings_digest(task) for cell, task in self.cells.items()}
+        return {**self.model_files(), **items, **settings}
 
     def verify(self, checkpoint: Path, name: str) -> str:
         """Return the digest of a checkpoint's weights.
@@ -191,7 +214,7 @@ class RunResources:
         for name in self.spec.trained:
             check_stage_task(self.tasks[name])
         self._check_top_k()
-        renderer = load_renderer(self.start, self.suite.student)
+        renderer = self.renderer
         for task in self.tasks.values():
             try_task(task, renderer)
         context, beyond = self.suite.context(context_of(self.start)), self.suite.engine.beyond_context

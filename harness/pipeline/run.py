@@ -15,6 +15,7 @@ import numpy as np
 from harness.config.run_spec import RunSpec, session_settings
 from harness.pipeline.background_evaluation import BackgroundEvaluations, Begin
 from harness.pipeline.evaluate_stage import StageEvaluator
+from harness.pipeline.finished_runs import is_finished_run
 from harness.pipeline.processes.started_teachers import started_teachers
 from harness.pipeline.processes.stop_signals import stop_on_signals
 from harness.pipeline.resources import RunResources
@@ -26,7 +27,7 @@ from harness.rundir.process.session import this_session
 from harness.rundir.registered_claims import registrations_for
 from harness.rundir.retention import drop_checkpoints, note_start
 from harness.rundir.shared.remote_stages import RemoteStages
-from harness.rundir.store import RunStore, is_finished
+from harness.rundir.store import RunStore
 from harness.stats.continual import compute_figures
 from harness.stats.score_matrix import ScoreMatrix
 
@@ -41,12 +42,12 @@ def run(spec: RunSpec, report: Report = silent, begin: Begin | None = None) -> P
     with store.locked(), stderr_to(spec.path / "log.txt"), ExitStack() as stack:
         remote.fetch()
         folders = [store.stage(0), *(store.stage(stage.index, stage.name) for stage in spec.stages)]
-        if is_finished(spec):
+        if is_finished_run(spec):
             if remote.lacks_end():
                 remote.put(store.teacher, *folders)
             return spec.path
         stack.enter_context(remote.held(lambda sentence: report(Event(spec.label, sentence, warning=True))))
-        if is_finished(spec):  # by another machine, until a moment ago
+        if is_finished_run(spec):  # by another machine, until a moment ago
             return spec.path
         (spec,) = stack.enter_context(started_teachers([spec], report))
         resources = RunResources(spec, report)

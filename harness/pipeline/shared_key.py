@@ -9,7 +9,6 @@ from harness.adapter import uses_teacher
 from harness.config.base import digest
 from harness.config.run_spec import PlannedStage, identity_of
 from harness.config.suite import Suite
-from harness.lm.checkpoints import load_renderer
 from harness.pipeline.resources import RunResources
 from harness.rundir.process.session import this_session
 from harness.rundir.store import RunStore
@@ -29,7 +28,7 @@ def shared_key(resources: RunResources, stage: PlannedStage) -> str:
         "teachers": [_teacher(resources, planned) for planned in before],
         "curve": _curve_settings(suite),
         "rollouts": suite.keep_rollouts,
-        "start": [resources.weights["start"], resources.inputs()],
+        "start": [resources.weights["start"], resources.model_files()],
         "records": manifest.overlap.digests if manifest and manifest.overlap else None,
         "items": _items(resources, before),
         "made with": [resources.device, this_session().packages],
@@ -48,15 +47,14 @@ def _teacher(resources: RunResources, stage: PlannedStage) -> list[Any] | None:
     """
     if stage.teacher is None or not uses_teacher(resources.spec, stage):
         return None
-    settings = identity_of({"teacher": stage.teacher.model_dump(mode="json")}, whole_paths=True)["teacher"]
+    settings = identity_of({"teacher": stage.teacher.model_dump(mode="json")}, paths="whole")["teacher"]
     return [settings, resources.weights.get(stage.teacher_name)]
 
 
 def _items(resources: RunResources, stages: Sequence[PlannedStage]) -> list[str]:
     """Return digests of what stages train on: each task's prompts and references, as they are rendered."""
-    renderer = load_renderer(resources.start, resources.suite.student)
     trained = [(resources.tasks[task], stage.training.train_items) for stage in stages for task in stage.trains]
-    by_task = [task.training_examples(renderer, limit) for task, limit in trained]
+    by_task = [task.training_examples(resources.renderer, limit) for task, limit in trained]
     return [digest([[example.prompt, example.target] for example in examples]) for examples in by_task]
 
 

@@ -67,7 +67,7 @@ class ContextBuilder:
         training, index, several = stage.training, stage.index, current_ranks().size > 1
         tasks = {name: self.resources.tasks[name] for name in stage.trains}
         requirements = trainer_of(self.spec, stage).requirements
-        past = self._past(index)
+        past = self._past(stage)
         teacher = self._teacher(stage, requirements.teacher, student)
         inputs = {"checkpoint": weights, "teacher": teacher.identity if teacher else ""}
         stop, minutes = self.resources.stop, self.suite.snapshot_minutes
@@ -91,22 +91,26 @@ class ContextBuilder:
             measures=partial(self._is_due, stage),
             reference=frozen_copy(student) if requirements.reference else None,
             teacher_engine=_teacher_engine(teacher, student, training) if requirements.teacher == "generate" else None,
-            past_tasks={name: self.resources.tasks[name] for name, _ in past},
-            past=[e for name, limit in past for e in self._items(name, student, limit)],
+            past_tasks={name: self.resources.task(name) for name in past},
+            past=[e for name, limit in past.items() for e in self._items(name, student, limit)],
         )
 
-    def _past(self, index: int) -> list[tuple[str, int | None]]:
-        """Return the tasks of all earlier stages, each with how many of its items its own stage trained on.
+    def _past(self, stage: PlannedStage) -> dict[str, int | None]:
+        """Return the tasks of all earlier stages, with how many of their items were trained on; None for all.
 
-        The tasks that another run trained before this run's start come first.
+        The tasks that another run trained before this run's start come first. Tasks that the stage itself trains are left out.
         """
         before = self.suite.origin.trained if self.suite.origin else ()
-        earlier = self.spec.stages[: index - 1]
-        own = [(name, stage.training.train_items) for stage in earlier for name in stage.trains]
-        return [*((task.task, task.items) for task in before), *own]
+        earlier = self.spec.stages[: stage.index - 1]
+        own = [(name, done.training.train_items) for done in earlier for name in done.trains]
+        past: dict[str, int | None] = {}
+        for name, items in [*((task.task, task.items) for task in before), *own]:
+            known = past.get(name, 0)
+            past[name] = None if items is None or known is None else max(items, known)
+        return {name: items for name, items in past.items() if name not in stage.trains}
 
     def _items(self, task: str, student: Loaded, limit: int | None) -> list[Example]:
-        return self.resources.tasks[task].training_examples(student.renderer, limit)
+        return self.resources.task(task).training_examples(student.renderer, limit)
 
     def _teacher(self, stage: PlannedStage, needs: Needs, student: Loaded) -> OpenTeacher | None:
         if stage.teacher is None or needs == "none":

@@ -35,7 +35,8 @@ class FilledStage:
 def fill_cache(spec: RunSpec, runs: Sequence[Path], report: Report) -> list[FilledStage]:
     """Score the references of a run's stages, and the kept rollouts of `runs`, that the teacher's file does not hold yet.
 
-    Returns the stages in order. Raises `ConfigError` for a stage whose teacher is not of kind `cache`.
+    Returns the stages whose training reads a teacher, in order. Raises `ConfigError` where there is none, and for a stage
+    whose teacher is not of kind `cache`.
     """
     with started_teachers([spec], report) as (started,):
         return _fill(started, runs, report)
@@ -44,10 +45,14 @@ def fill_cache(spec: RunSpec, runs: Sequence[Path], report: Report) -> list[Fill
 def _fill(spec: RunSpec, runs: Sequence[Path], report: Report) -> list[FilledStage]:
     resources = RunResources(spec, report)
     refuse_teachers(spec)
+    if not (stages := [stage for stage in spec.stages if trainer_of(spec, stage).requirements.teacher != "none"]):
+        raise ConfigError(
+            f"no stage of adapters.{spec.entry} uses a teacher, so there is nothing to score; name another --adapter"
+        )
     student = load_checkpoint(resources.start, spec.suite.student, resources.device)
     filled: list[FilledStage] = []
     with closing(resources.teachers):
-        for stage in spec.stages:
+        for stage in stages:
             teacher = None if stage.teacher is None else resources.teachers.take(stage.teacher, student)
             if not isinstance(teacher, CachedTeacher):
                 raise ConfigError(

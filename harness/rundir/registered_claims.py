@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.config.base import digest
-from harness.config.run_spec import RunSpec, identity_of
+from harness.config.run_spec import Paths, RunSpec, identity_of
 from harness.config.suite import JOINT, Suite
 from harness.rundir.differences import without_autocast
 from harness.rundir.files import json_line, read_lines, sync
@@ -25,15 +25,19 @@ REGISTERED = "claims.jsonl"
 
 def covers(registered: RegisteredClaims, run: Manifest) -> bool:
     """Return whether a run has the configuration that was registered with the claims for its adapter and order."""
-    return registered.configurations.get(_key(run.adapter, run.order)) == configuration_digest(run.config)
+    kinds: tuple[Paths, ...] = ("ids", "names")
+    present = [configuration_digest(run.config, paths=paths) for paths in kinds]
+    return registered.configurations.get(_key(run.adapter, run.order)) in present
 
 
-def configuration_digest(config: Mapping[str, Any]) -> str:
+def configuration_digest(config: Mapping[str, Any], *, paths: Paths = "ids") -> str:
     """Return the digest of the part of a run's configuration that decides its numbers, without its seed and autocast.
 
-    A suite may leave `autocast` to the machine, and claims may be registered on another one.
+    A suite may leave `autocast` to the machine, and claims may be registered on another one. With `names` it is the digest
+    of earlier versions, see `identity_of`.
     """
-    return digest(without_autocast(identity_of({key: value for key, value in config.items() if key != "seed"})))
+    unseeded = {key: value for key, value in config.items() if key != "seed"}
+    return digest(without_autocast(identity_of(unseeded, paths=paths)))
 
 
 def configurations_of(suite: Suite) -> dict[str, str]:

@@ -132,7 +132,9 @@ class Manifest(Record):
         default={}, description="digests of the start's, the teacher's and each stage's weights"
     )
     inputs: dict[str, str] = Field(
-        default={}, description="digests of the start's configuration and tokenizer files and of a chat template"
+        default={},
+        description="digests of the start's configuration and tokenizer files, of a chat template, of each stage's rendered "
+        "training items, and of each task's settings and grader",
     )
     overlap: Overlap | None = Field(default=None, description="overlap of training prompts with test sets")
     registered: tuple[RegisteredClaims, ...] = Field(

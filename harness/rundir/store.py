@@ -164,20 +164,29 @@ def refuse_configuration(
 
 
 def _refuse_changed_inputs(path: Path, found: Manifest, present: Manifest) -> None:
-    """Raise `RunError` where the start, a template or a task's records differ from those that the run began with."""
+    """Raise `RunError` where the start, a template or a task differs from what the run began with.
+
+    Runs of earlier versions recorded less of it; what one of both lacks is not compared.
+    """
     records = [manifest.overlap.digests if manifest.overlap else {} for manifest in (found, present)]
     pairs = [
-        ("weights of the", found.weights, present.weights),
-        ("configuration or tokenizer of the", found.inputs, present.inputs),
-        ("records of", *records),
+        ("weights of the {}", found.weights, present.weights),
+        ("{}", _named(found.inputs), _named(present.inputs)),
+        ("records of {}", *records),
     ]
-    for what, before, after in pairs:
+    for named, before, after in pairs:
         if changed := [name for name in before if name in after and before[name] != after[name]]:
+            what = ", ".join(named.format(name) for name in changed)
             raise RunError(
-                f"{path}: the {what} {', '.join(changed)} changed since the run began (digest {before[changed[0]]}, now "
+                f"{path}: the {what} changed since the run began (digest {before[changed[0]]}, now "
                 f"{after[changed[0]]}); put back what was there (a model built by the harness is in HARNESS_CACHE), or choose "
                 "another --out"
             )
+
+
+def _named(inputs: Mapping[str, str]) -> dict[str, str]:
+    names = {"start": "configuration or tokenizer of the start", "template": "chat template"}
+    return {names.get(name, name): value for name, value in inputs.items()}
 
 
 def read_manifest(run: Path) -> Manifest | None:

@@ -106,3 +106,10 @@ def test_a_moved_suite_keeps_its_hash(suites: Path, tmp_path: Path):
     one = RunSpec(load(suites, "models/mine"), "opd", 0)
     (tmp_path / "moved" / "models" / "mine").mkdir(parents=True)
     assert RunSpec(load(tmp_path / "moved", "models/mine"), "opd", 0).config_hash == one.config_hash
+
+
+def test_models_of_one_name_by_two_owners_on_the_hub_are_two_configurations(suites: Path):
+    from harness.config.run_spec import RunSpec
+
+    students = (load(suites, f"{owner}/Qwen3-8B") for owner in ("Qwen", "acme"))
+    assert len({RunSpec(suite, "opd", 0).config_hash for suite in students}) == 2

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -16,19 +17,24 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from adapters.wrappers.replay import Replay
 from harness.cli.app import app
 from harness.config.load import load_suite
 from harness.config.run_spec import RunSpec
 from harness.config.suite import Suite
+from harness.engines.hf import HFEngine
 from harness.errors import ConfigError, RunError
+from harness.lm.checkpoints import load_checkpoint
 from harness.pipeline.branch import start_from
 from harness.pipeline.resources import RunResources
 from harness.pipeline.run import run
 from harness.pipeline.shared_key import shared_key
+from harness.pipeline.stage_context import ContextBuilder
 from harness.rundir.files import write_sealed
 from harness.rundir.process.progress import Event, silent
 from harness.rundir.reader import find_runs
 from harness.rundir.store import is_finished, read_manifest
+from harness.rundir.training.rollout_log import keep_nothing
 from tests.support.models import micro_suite, write_yaml
 from tests.support.runs import cells, changed_suite, manifest
 
@@ -265,6 +271,34 @@ def test_a_branch_of_another_suite_trains_all_its_stages(aopd: Path, tmp_path: P
     spec = start_from(RunSpec(suite, "opd", 0, out=tmp_path), str(aopd / "stage_2"))
     assert [stage.name for stage in spec.stages] == ["tiny_weather", "tiny_currency"]
     assert spec.suite.probes == suite.probes
+
+
+def test_a_branch_replays_tasks_that_only_the_other_suite_has_and_not_those_that_its_stage_trains(
+    aopd: Path, tmp_path: Path
+):
+    adapters = {"replay": {"options": {"of": "opd", "share": 0.2}}}
+    stages = ["tiny_weather", "tiny_reminder"]
+
+    def change(raw: dict[str, Any]) -> None:
+        raw.update(name="other", adapters=adapters, stages=stages, probes=[])
+
+    spec = start_from(RunSpec(changed_suite(tmp_path, change), "replay", 0, out=tmp_path), str(aopd / "stage_2"))
+    resources = RunResources(spec, silent)
+    student = load_checkpoint(resources.start, spec.suite.student, "cpu")
+    engine = HFEngine(student.model, student.renderer.tokenizer)
+    contexts = [
+        ContextBuilder(resources).build(stage, tmp_path, student, "", engine, keep_nothing)
+        for stage in resources.spec.stages
+    ]
+    assert [list(ctx.past_tasks) for ctx in contexts] == [["tiny_currency"], ["tiny_weather", "tiny_currency"]]
+    assert [Counter(example.task for example in ctx.past) for ctx in contexts] == [
+        {"tiny_currency": 100},
+        {"tiny_weather": 100, "tiny_currency": 100},
+    ]
+    replay = resources.adapter
+    assert isinstance(replay, Replay)
+    shares = replay.changed(contexts[0]).shares
+    assert shares == {"tiny_weather": pytest.approx(0.8), "tiny_currency": pytest.approx(0.2)}
 
 
 @pytest.mark.slow

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 
 from harness.config.run_spec import RunSpec
 from harness.config.suite import Suite
+from harness.errors import RunError
+from harness.pipeline.finished_runs import left_to_do
 from harness.pipeline.run import run
-from harness.rundir.store import is_finished
-from tests.support.runs import FOLDERS, StoppedError, cells, manifest, samples, steps, stop_at
+from harness.rundir.files import write_sealed
+from harness.rundir.store import is_finished, read_manifest
+from tests.support.models import TASK_FILE, write_task
+from tests.support.runs import FOLDERS, StoppedError, cells, changed_suite, manifest, samples, steps, stop_at
 
 KILLED = """
 import os, signal, sys
@@ -100,3 +106,59 @@ def test_a_run_interrupted_after_its_last_training_still_names_all_weights(micro
         run(spec, stop_at("evaluate after tiny_currency 0"))
     run(spec)
     assert manifest(spec.path)["weights"] == manifest(aopd)["weights"]
+
+
+def test_a_finished_run_of_another_model_whose_folder_has_the_same_name_is_not_taken(
+    student_folder: Path, teacher_folder: Path, tmp_path: Path
+):
+    folders = {name: tmp_path / name / "hf" for name in ("student", "copy", "teacher")}
+    for name, source in zip(folders, (student_folder, student_folder, teacher_folder), strict=True):
+        shutil.copytree(source, folders[name])
+
+    def spec_of(student: str, teacher: str) -> RunSpec:
+        models = {
+            key: {"kind": "pretrained", "path": str(folders[name]), "chat": {"template": "chatml"}}
+            for key, name in (("student", student), ("teacher", teacher))
+        }
+        return RunSpec(changed_suite(tmp_path, lambda raw: raw.update(models)), "opd", 0, out=tmp_path / "runs")
+
+    path = run(spec_of("student", "teacher"))
+    assert left_to_do([spec_of("copy", "teacher")]) == []
+    for other, named in ((spec_of("teacher", "teacher"), "student.path"), (spec_of("student", "copy"), "teacher.path")):
+        with pytest.raises(RunError, match=named):
+            left_to_do([other])
+        with pytest.raises(RunError, match=named):
+            run(other)
+    shutil.rmtree(folders["copy"])
+    assert run(spec_of("student", "teacher")) == path
+
+
+EDITS: dict[str, dict[str, Any]] = {
+    "prompts": {"doc_to_text": "please {{prompt}}"},
+    "decoding": {"generation_kwargs": {**TASK_FILE["generation_kwargs"], "max_gen_toks": 7}},
+    "targets": {"metadata": {"version": 1.0, "harness": {"metric": "strict", "training_target": "prompt"}}},
+    "grader": {"grader": 'return {"strict": 0.5, "parsed": 1.0}'},
+}
+
+
+def test_an_edited_task_file_ends_a_run_that_goes_on_unless_an_earlier_version_began_it(
+    student_folder: Path, tmp_path: Path
+):
+    student = {"kind": "pretrained", "path": str(student_folder), "chat": {"template": "chatml"}}
+
+    def change(raw: dict[str, Any]) -> None:
+        raw.update(student=student, stages=["made_up"], probes=[], include=["tasks"])
+        raw["evaluation"]["decoding"] = {}
+
+    write_task(tmp_path / "tasks")
+    spec = RunSpec(changed_suite(tmp_path, change), "sft", 0, out=tmp_path / "runs")
+    with pytest.raises(StoppedError):
+        run(spec, stop_at("stage 1 made_up 1"))
+    for edit in EDITS.values():
+        write_task(tmp_path / "tasks", **edit)
+        with pytest.raises(RunError, match="made_up"):
+            run(spec)
+    found = read_manifest(spec.path)
+    assert found is not None
+    write_sealed(spec.path / "manifest.json", found.model_copy(update={"inputs": {"start": found.inputs["start"]}}))
+    assert run(spec) == spec.path

@@ -17,8 +17,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from harness.config.base import digest
 from harness.config.load import load_suite
-from harness.config.run_spec import RunSpec, session_settings
+from harness.config.run_spec import RunSpec, identity_of, session_settings
 from harness.errors import RunError
 from harness.rundir.files import read_cell, read_json, stderr_to, write_cell, write_json
 from harness.rundir.reader import read_parquet
@@ -277,6 +278,19 @@ def test_stderr_goes_to_the_log_of_children_too_and_back_to_the_terminal_after_a
     with stderr_to(tmp_path / "run" / "log.txt"):
         os.write(2, b"again\n")
     assert (tmp_path / "run" / "log.txt").read_text().splitlines() == ["a child", "a library", "again"]
+
+
+def test_a_run_whose_hash_had_the_last_part_of_a_hub_id_goes_on_and_another_owner_s_model_does_not(tmp_path: Path):
+    def of(student: str) -> Manifest:
+        found = {"name": "x", "student": {"kind": "pretrained", "path": student}}
+        return manifest_of(config=found, config_hash=digest(identity_of(found)))
+
+    store = RunStore(tmp_path)
+    earlier = of("Qwen/Qwen3-8B").model_copy(update={"config_hash": of("Qwen3-8B").config_hash})
+    store.start(earlier, Session())
+    store.refuse_another(of("Qwen/Qwen3-8B"))
+    with pytest.raises(RunError, match=r"student\.path"):
+        store.refuse_another(of("acme/Qwen3-8B"))
 
 
 def test_a_run_whose_loss_averages_over_micro_batches_goes_on_with_the_same_sizes(tmp_path: Path):

@@ -234,6 +234,21 @@ def test_the_command_asks_for_what_a_stages_own_adapter_needs(tmp_path: Path):
     assert (first.scored, again.scored) == (10, 0)
 
 
+@pytest.mark.parametrize("own", [True, False], ids=["the stage's own teacher", "the suite's"])
+def test_the_command_scores_nothing_for_a_stage_that_reads_no_teacher(own: bool, tmp_path: Path):
+    raw = {**micro_suite(), "probes": [], "adapters": {"opd": {}, "sft": {}}}
+    raw["training"] = {**raw["training"], "train_items": 10}
+    teacher = {"kind": "cache", "path": str(tmp_path / "scores.db"), "of": raw.pop("teacher")}
+    raw |= {} if own else {"teacher": teacher}
+    last = {"task": "tiny_currency", **({"teacher": teacher} if own else {})}
+    raw["stages"] = [{"task": "tiny_weather", "adapter": "sft"}, last]
+    suite = load_suite(str(write_yaml(tmp_path / "suite.yaml", raw)))
+    filled = fill_cache(RunSpec(suite, "opd", 0, out=tmp_path), [], silent)
+    assert [(stage.name, stage.scored) for stage in filled] == [("tiny_currency", 10)]
+    with pytest.raises(ConfigError, match=r"adapters\.sft"):
+        fill_cache(RunSpec(suite, "sft", 0, out=tmp_path), [], silent)
+
+
 @pytest.mark.pitfall(
     "a cache gives the scores of a server in bfloat16 to a run whose teacher is served in float32",
     area="vLLM",

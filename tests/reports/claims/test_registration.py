@@ -15,12 +15,13 @@ from harness.config.load import load_suite
 from harness.config.run_spec import RunSpec
 from harness.rundir.files import write_json
 from harness.rundir.reader import find_runs
-from harness.rundir.registered_claims import configurations_of, registrations_for
-from harness.rundir.schema import Manifest
+from harness.rundir.registered_claims import configuration_digest, configurations_of, covers, registrations_for
+from harness.rundir.schema import Manifest, RegisteredClaims
 from harness.rundir.store import read_manifest
 from reports.claims.claim_file import read_claims
 from reports.claims.registration import describe_registration
 from tests.support.models import micro_suite, write_yaml
+from tests.support.reports.records import manifest_of
 from tests.support.reports.run_factory import write_finished
 from tests.support.reports.study_factory import constant
 
@@ -57,6 +58,15 @@ def start(out: Path, entry: str, seed: int, *overrides: str) -> Path:
     registered = registrations_for(out, spec.suite.name)
     write_json(spec.path / "manifest.json", manifest.model_copy(update={"registered": registered}).as_json())
     return spec.path
+
+
+def test_a_registration_whose_digest_had_the_last_part_of_a_hub_id_still_covers_its_runs():
+    def of(student: str) -> Manifest:
+        return manifest_of(config={"student": {"kind": "pretrained", "path": student}})
+
+    configurations = {"opd, default": configuration_digest(of("Qwen3-8B").config)}
+    registered = RegisteredClaims(title="", claims="", suite="s", configurations=configurations, when="")
+    assert covers(registered, of("Qwen/Qwen3-8B").model_copy(update={"adapter": "opd", "order": "default"}))
 
 
 def sentence_of(claims: Path, out: Path) -> str:
