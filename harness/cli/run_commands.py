@@ -187,11 +187,13 @@ def _do_runs(
         console.print("dry run: nothing was written")
         return
 
+    from harness.pipeline.branch import note_starts
     from harness.pipeline.finished_runs import left_to_do
     from harness.pipeline.sweeps.sweep import default_workers, sweep
     from harness.rundir.process.progress import Display
 
     todo = left_to_do(specs)
+    note_starts(todo)
     if todo:
         with Display(console) as display:
             on_the_way = ReportsOnTheWay(display, reporters, specs, todo)

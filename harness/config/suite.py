@@ -303,6 +303,13 @@ class Suite(Strict):
         """The settings of the suite's backend."""
         return self._backends.get(self.backend) or read_settings({self.backend: {}})[self.backend]
 
+    def gpus_on_a_node(self, nodes: int = 1) -> float:
+        """Return how many GPUs a run uses on each of its nodes.
+
+        It is one for each of its processes there, or as many as its backend spreads a model over.
+        """
+        return max(self.parallel.processes / nodes, int(getattr(self.engine, "tensor_parallel_size", 1)))
+
     def context(self, of_model: int) -> int:
         """Return the longest sequence, in tokens, that the backend accepts for a model whose context is `of_model`."""
         return self.engine.context(of_model)

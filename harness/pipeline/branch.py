@@ -8,6 +8,7 @@ another suite, such as a warm-up, all stages are trained.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ from harness.config.run_spec import RunSpec
 from harness.config.suite import Origin, Suite, TrainedBefore
 from harness.errors import ConfigError, RunError
 from harness.lm.checkpoints import weights_digest
+from harness.rundir.retention import note_start
 from harness.rundir.schema import Manifest
+from harness.rundir.shared.remote_stages import is_done
 from harness.rundir.stage_folder import stage_folder
 from harness.rundir.store import read_manifest
 
@@ -28,7 +31,7 @@ def start_from(spec: RunSpec, place: str) -> RunSpec:
     """Return the run that starts from the stage at `place`, a path such as RUN/stage_1, where {seed} is the run's seed.
 
     Raises `ConfigError` for a path that is not a stage and for a suite that has no stage left, `RunError` for a stage that is
-    not finished or whose weights differ from those that its run recorded.
+    not finished or whose weights differ from those that its run recorded. Where its checkpoint is gone, the run must be done.
     """
     path = Path(place.replace("{seed}", str(spec.seed)))
     named = STAGE.match(path.name)
@@ -43,11 +46,8 @@ def start_from(spec: RunSpec, place: str) -> RunSpec:
     folder = stage_folder(path.parent, stage, manifest.stages[stage - 1].name)
     if (done := folder.training_done) is None:
         raise RunError(f"--from {path}: stage {stage} is not finished; finish it with {manifest.made.command!r}")
-    if not folder.checkpoint.is_dir():
-        raise RunError(
-            f"--from {path}: the stage's checkpoint was not kept; restore it from a copy, or run that run again elsewhere"
-        )
-    if (present := weights_digest(folder.checkpoint)) != done.weights:
+    kept = folder.checkpoint.is_dir()
+    if kept and (present := weights_digest(folder.checkpoint)) != done.weights:
         raise RunError(
             f"--from {path}: the checkpoint's weights have digest {present}, but its run recorded {done.weights}; restore it "
             "from a copy"
@@ -71,7 +71,19 @@ def start_from(spec: RunSpec, place: str) -> RunSpec:
         dtype=suite.student.dtype,
         start=f"{manifest.adapter}-{manifest.stages[stage - 1].name}",
     )
-    return replace(spec, suite=suite.model_copy(update={"student": student, "origin": origin}))
+    branch = replace(spec, suite=suite.model_copy(update={"student": student, "origin": origin}))
+    if not kept and not is_done(branch):
+        raise RunError(
+            f"--from {path}: the stage's checkpoint was not kept; restore it from a copy, or run that run again elsewhere"
+        )
+    return branch
+
+
+def note_starts(specs: Sequence[RunSpec]) -> None:
+    """Keep the checkpoints of other runs from which runs will start, also those that wait for their turn in a sweep."""
+    for spec in specs:
+        if spec.suite.origin is not None and isinstance(spec.suite.student, Pretrained):
+            note_start(Path(spec.suite.student.path), spec.path)
 
 
 def _trained(manifest: Manifest, stage: int) -> list[TrainedBefore]:

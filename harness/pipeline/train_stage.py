@@ -172,7 +172,7 @@ class StageTrainer:
         return DoneFile(
             weights=weights_digest(checkpoint),
             files=files_digest(checkpoint),
-            unchanged="" if adapter.updates else str(start.resolve()),
+            unchanged="" if adapter.updates else _within(self.spec.path, start),
             teacher=context.teacher.identity if isinstance(context.teacher, OpenTeacher) else None,
             steps=result.steps,
             seconds=round(seconds, 3),
@@ -186,6 +186,12 @@ def _follow(spec: RunSpec, index: int, checkpoint: Path, weights: str, device: s
     StageTrainer(resources, RemoteStages(None, spec.path, spec.out)).follow(
         resources.spec.stages[index - 1], checkpoint, weights, folder
     )
+
+
+def _within(run: Path, folder: Path) -> str:
+    """Return a folder's path from the run's directory, so that it stays right in a copy; the whole path of one outside."""
+    run, folder = run.resolve(), folder.resolve()
+    return str(folder.relative_to(run) if folder.is_relative_to(run) else folder)
 
 
 def _save_whole(student: Loaded, folder: Path) -> None:

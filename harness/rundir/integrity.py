@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,8 +53,10 @@ def find_faults(run: RunDir, digests: Digests | None = None) -> Iterator[Fault]:
         weights = run.manifest.weights.get(f"stage_{index}" if index else "start", "")
         if index:
             yield from _training(run, index, folder, weights, digests)
+        removed = _is_removed(folder)
         for place, kind in _cells(run, index, folder):
-            yield from _cell(run, index, place, kind, weights)
+            for fault in _cell(run, index, place, kind, weights):
+                yield replace(fault, remedy="restore") if removed else fault
     for place in _present(teacher_folder(run.path), "eval/*", "regraded/*/*"):
         yield from _cell(run, 0, place, CellSummary, weights_part(run.manifest.weights.get("teacher", "")))
 
@@ -110,21 +112,33 @@ def _training(run: RunDir, index: int, folder: StageFolder, weights: str, digest
         yield from _checkpoint(folder, done, digests)
 
 
+def _is_removed(folder: StageFolder) -> bool:
+    """Return whether a stage's checkpoint was removed, as the suite's `checkpoints` says; its cells need it."""
+    try:
+        done = folder.training_done
+    except (RunError, OSError):
+        return False
+    return done is not None and not done.kept and not folder.checkpoint.is_dir()
+
+
 def _checkpoint(folder: StageFolder, done: DoneFile, digests: Digests) -> Iterator[Fault]:
     checkpoint, train = folder.checkpoint, folder.path / "train"
-    if not done.kept and not checkpoint.is_dir():  # removed, as the suite's `checkpoints` says
+    if done.unchanged and done.before not in ("", done.weights):
+        yield Fault(train, f"{train / DONE} names weights {done.weights}, expected {done.before}, unchanged", "train")
         return
     if not checkpoint.is_dir():
-        yield Fault(train, f"{checkpoint} is missing from a trained stage", "train", missing=True)
+        if done.kept and not done.unchanged:  # one that is not kept was removed, as the suite's `checkpoints` says
+            yield Fault(train, f"{checkpoint} is missing from a trained stage", "train", missing=True)
         return
+    remedy: Remedy = "restore" if done.unchanged else "train"  # the weights of another stage or of the start
     try:
         found = digests(checkpoint)
     except (HarnessError, OSError) as error:
-        yield Fault(train, str(error), "train")
+        yield Fault(train, str(error), remedy)
         return
     for (what, present), expected in zip(found.items(), (done.weights, done.files), strict=True):
         if expected and present != expected:
-            yield Fault(train, f"{checkpoint}: its {what} changed: digest {present}, expected {expected}", "train")
+            yield Fault(train, f"{checkpoint}: its {what} changed: digest {present}, expected {expected}", remedy)
 
 
 def _cells(run: RunDir, index: int, folder: StageFolder) -> Iterator[tuple[Path, type[CellRecord]]]:

@@ -25,8 +25,9 @@ class StageFolder:
     @property
     def checkpoint(self) -> Path:
         """The folder of the weights after this stage: its own, or, where it changed none, the one that it began with."""
+        # An absolute path stays as it is.
         done = None if self.own_checkpoint.is_dir() else self.training_done
-        return Path(done.unchanged) if done is not None and done.unchanged else self.own_checkpoint
+        return self.path.parent / done.unchanged if done is not None and done.unchanged else self.own_checkpoint
 
     @property
     def step_log(self) -> Path:

@@ -363,6 +363,31 @@ def test_the_dry_run_of_a_branch_writes_nothing(micro_file: Path, aopd: Path, tm
     assert not (tmp_path / "o").exists()
 
 
+def test_a_sweep_of_branches_keeps_the_checkpoint_for_those_that_wait_too(
+    micro_file: Path, aopd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    source = Path(shutil.copytree(aopd, tmp_path / "source"))
+    monkeypatch.setattr("harness.pipeline.sweeps.sweep.sweep", lambda *_: None)  # no run begins
+    arguments = ["sweep", str(micro_file), "--adapter", "opd,sft", "--seed", "0", "--from", str(source / "stage_1")]
+    noted: list[int] = []
+    for last in ("--dry-run", "--no-report"):
+        done = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "o"), last])
+        assert done.exit_code == 0, done.output
+        noted.append(len(list((source / "stage_1_tiny_weather/train/needed_by").glob("*.json"))))
+    assert noted == [0, 2]
+
+
+def test_a_finished_branch_needs_the_checkpoint_no_more_and_another_one_does(micro: Suite, aopd: Path, tmp_path: Path):
+    source = Path(shutil.copytree(aopd, tmp_path / "source"))
+    finished, other = (RunSpec(micro, entry, 0, out=tmp_path / "runs") for entry in ("none", "opd"))
+    branch = start_from(finished, str(source / "stage_1"))
+    run(branch)
+    shutil.rmtree(source / "stage_1_tiny_weather/train/checkpoint")
+    assert start_from(finished, str(source / "stage_1")).config_hash == branch.config_hash
+    with pytest.raises(RunError, match="was not kept"):
+        start_from(other, str(source / "stage_1"))
+
+
 def test_named_starts_choose_a_checkpoint_and_name_the_run(student_folder: Path, teacher_folder: Path, tmp_path: Path):
     starts = {"weak": {"path": str(student_folder)}, "strong": {"path": str(teacher_folder)}}
     student = {"kind": "pretrained", "starts": starts, "start": "weak", "chat": {"template": "chatml"}}

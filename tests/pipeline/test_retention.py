@@ -51,6 +51,8 @@ def test_the_weights_that_later_stages_of_a_control_share_stay(micro: Suite, tmp
     fixed, control = (StageFolder(folder / name) for name in FOLDERS[1:])
     assert control.checkpoint == fixed.own_checkpoint.resolve()
     assert fixed.own_checkpoint.is_dir()
+    moved = folder.rename(tmp_path / "moved")
+    assert StageFolder(moved / FOLDERS[2]).checkpoint == moved / FOLDERS[1] / "train/checkpoint"
 
 
 def trained(folder: Path, stage: int, name: str) -> StageFolder:

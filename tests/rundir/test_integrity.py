@@ -18,8 +18,10 @@ from harness.config.suite import Suite
 from harness.errors import RunError
 from harness.lm.checkpoints import checkpoint_digests
 from harness.pipeline.run import run
-from harness.rundir.integrity import find_faults
+from harness.rundir.files import write_sealed
+from harness.rundir.integrity import find_faults, move_away
 from harness.rundir.reader import find_runs
+from harness.rundir.stage_folder import StageFolder
 from harness.rundir.store import is_finished
 from reports.data.frames import load_frames
 from tests.support.runs import FOLDERS, cells, flip_a_byte, vouch
@@ -167,6 +169,34 @@ def test_a_damaged_run_is_named_repaired_and_made_whole_by_its_own_command(aopd:
     run(spec)
     assert CliRunner().invoke(app, ["runs", "verify", str(spec.path)]).exit_code == 0
     assert cells(spec.path) == cells(aopd)
+
+
+def set_done(folder: Path, **changes: Any) -> None:
+    done = StageFolder(folder).training_done
+    assert done is not None
+    write_sealed(folder / "train/done.json", done.model_copy(update=changes))
+
+
+def test_a_control_is_whole_where_the_weights_that_it_left_unchanged_are_gone(control: Path, tmp_path: Path):
+    copy = Path(shutil.copytree(control, tmp_path / "run"))
+    for stage in FOLDERS[1:]:
+        set_done(copy / stage, unchanged=str(tmp_path / "gone"))
+    assert list(find_faults(find_runs([copy])[0], checkpoint_digests)) == []
+    set_done(copy / FOLDERS[2], before="", weights="other")  # the manifest knows better
+    assert [fault.place for fault in find_faults(find_runs([copy])[0], checkpoint_digests)] == [
+        copy / FOLDERS[2] / "train"
+    ]
+
+
+def test_a_cell_whose_checkpoint_was_removed_is_to_be_restored_and_stays_where_it_is(aopd: Path, tmp_path: Path):
+    copy = Path(shutil.copytree(aopd, tmp_path / "run"))
+    flip_a_byte(copy / CELL / "samples.parquet")
+    remedies = [{fault.remedy for fault in find_faults(find_runs([copy])[0], checkpoint_digests)}]
+    set_done(copy / FOLDERS[1], kept=False)
+    shutil.rmtree(copy / TRAIN / "checkpoint")
+    faults = list(find_faults(find_runs([copy])[0], checkpoint_digests))
+    assert [*remedies, {fault.remedy for fault in faults}] == [{"evaluate"}, {"restore"}]
+    assert move_away(copy, faults) == []
 
 
 def test_a_run_does_not_continue_with_cells_of_other_weights(aopd: Path, opd: Path, micro: Suite, tmp_path: Path):

@@ -16,10 +16,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from harness.adapter import uses_teacher
 from harness.config.run_spec import RunSpec
 from harness.config.suite import Resources
 from harness.errors import ConfigError, HarnessError, RunError
-from harness.pipeline.processes.started_teachers import started_teachers
+from harness.pipeline.processes.started_teachers import gpus_of_teachers, started_teachers
 from harness.pipeline.processes.stop_signals import note_signals
 from harness.pipeline.sweeps.ray_nodes import on_node, reserve_nodes
 from harness.pipeline.sweeps.ray_tasks import RETRIES, Board, build_model, do_run, on_this_node, task_options
@@ -43,10 +44,27 @@ def sweep_on_ray(
     refuse_shared_engine(specs, "do them one after another without --ray")
     ray = _connect(address)
     try:
+        refuse_teachers_on_offered_gpus(specs, _gpus_offered_here(ray))
         with started_teachers([replace(spec, out=spec.out.resolve()) for spec in specs], report) as started:
             _sweep(ray, started, report, on_finished)
     finally:
         ray.shutdown()
+
+
+def refuse_teachers_on_offered_gpus(specs: Sequence[RunSpec], offered: float) -> None:
+    """Raise `ConfigError` where a teacher is to be served on GPUs of this machine, of which Ray offers `offered`."""
+    asking = [spec for spec in specs if any(uses_teacher(spec, stage) for stage in spec.stages)]
+    taken = {gpu for spec in asking for gpu in gpus_of_teachers(spec.suite)}
+    if taken and offered:
+        raise ConfigError(
+            f"teacher.start.gpus names GPUs {', '.join(sorted(taken))} of this machine, and Ray gives its {offered:g} GPUs to "
+            "runs; start Ray on this machine with --num-gpus 0, or serve the teacher elsewhere and name its urls"
+        )
+
+
+def _gpus_offered_here(ray: Any) -> float:
+    here = ray.get_runtime_context().get_node_id()
+    return sum(node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"] and node["NodeID"] == here)
 
 
 def _connect(address: str) -> Any:

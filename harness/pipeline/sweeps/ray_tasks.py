@@ -58,9 +58,8 @@ def task_options(ray: Any, suite: Suite) -> dict[str, Any]:
     """Return the resources that a task of a suite requests; raises `ConfigError` where too few nodes have them."""
     asked = suite.resources or Resources()
     has_gpus = any(node["Resources"].get("GPU") for node in ray.nodes() if node["Alive"])
-    # By default a GPU for each process that trains on the node.
-    processes = suite.parallel.processes / asked.nodes
-    gpus = asked.gpus if asked.gpus is not None else processes * (has_gpus and suite.device != "cpu")
+    uses_gpus = has_gpus and suite.device != "cpu"
+    gpus = asked.gpus if asked.gpus is not None else suite.gpus_on_a_node(asked.nodes) * uses_gpus
     needed = {"CPU": float(asked.cpus), "GPU": gpus, "memory": (asked.memory_gib or 0) * 2**30}
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     enough = sum(all(node.get(name, 0) >= amount for name, amount in needed.items()) for node in nodes)
@@ -77,7 +76,8 @@ def evaluation_options(options: dict[str, Any], suite: Suite) -> dict[str, Any]:
     """Return what a task requests that evaluates a stage of a run with these `options`; it is not started a second time."""
     asked = suite.resources or Resources()
     own, share = asked.evaluation or EvaluationResources(), suite.parallel.processes // asked.nodes
-    gpus = options["num_gpus"] / share
+    spread = suite.gpus_on_a_node(suite.parallel.processes)  # what an engine of one process uses
+    gpus = max(options["num_gpus"] / share, spread if spread > 1 and options["num_gpus"] else 0)
     memory = own.memory_gib * 2**30 if own.memory_gib else options.get("memory", 0) / share
     return {
         "num_cpus": options["num_cpus"] / share if own.cpus is None else own.cpus,

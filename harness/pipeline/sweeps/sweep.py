@@ -84,7 +84,7 @@ def gpu_shares(suite: Suite) -> list[str]:
     if suite.device == "cpu" or ":" in suite.device:
         return []
     taken = gpus_of_teachers(suite)
-    size = max(suite.parallel.processes, int(getattr(suite.engine, "tensor_parallel_size", 1)))
+    size = int(suite.gpus_on_a_node())
     gpus = [gpu for gpu in visible_gpus() if gpu not in taken]
     return [",".join(gpus[first : first + size]) for first in range(0, len(gpus) - size + 1, size)]
 

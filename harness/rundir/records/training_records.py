@@ -23,7 +23,9 @@ class DoneFile(Record):
     seconds: float = Field(default=0.0, description="wall-clock seconds of the training")
     prompts: int = Field(default=0, ge=0, description="number of training items that prompts were drawn from")
     unchanged: str = Field(
-        default="", description="folder of the weights that the stage began with, where it changed no weights"
+        default="",
+        description="folder of the weights that the stage began with, where it changed no weights; relative to the run's "
+        "directory where it is in it",
     )
     kept: bool = Field(
         default=True, description="false once the checkpoint was removed as the suite's `checkpoints` asks"

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from harness.config.run_spec import RunSpec
-from harness.config.suite import Suite
+from harness.config.suite import Resources, Suite
+from harness.errors import ConfigError
 from harness.pipeline.sweeps import ray_tasks
+from harness.pipeline.sweeps.ray_sweep import refuse_teachers_on_offered_gpus
 from harness.rundir.process.progress import Event
+from tests.support.runs import changed_suite
 
 
 @pytest.mark.parametrize(("gpu", "device"), [(True, "cuda"), (False, "cpu")])
@@ -30,6 +34,54 @@ def test_a_model_is_built_on_the_device_on_which_its_runs_look_for_it(
     spec = RunSpec(micro.model_copy(update={"device": "auto"}), "opd", 0, out=tmp_path)
     ray_tasks.build_model(spec, spec.suite.student, 0, board=None, marker=tmp_path / "marker")
     assert devices == [device]
+
+
+class Cluster:
+    """Stands for Ray where a task asks what the nodes have: two nodes of 8 GPUs."""
+
+    def nodes(self) -> list[dict[str, Any]]:
+        return [{"Alive": True, "Resources": {"CPU": 16, "GPU": 8}}] * 2
+
+
+@pytest.mark.parametrize(
+    ("spread", "processes", "resources", "gpus"),
+    [
+        (2, 1, {}, 2),
+        (2, 8, {}, 8),
+        (2, 1, {"gpus": 1}, 1),
+        (1, 8, {"nodes": 2}, 4),
+        (8, 8, {"nodes": 2}, 8),
+    ],
+)
+def test_a_task_asks_for_the_gpus_over_which_its_backend_spreads_a_model(
+    micro: Suite,
+    monkeypatch: pytest.MonkeyPatch,
+    spread: int,
+    processes: int,
+    resources: dict[str, Any],
+    gpus: int,
+):
+    monkeypatch.setattr(Suite, "engine", SimpleNamespace(tensor_parallel_size=spread))
+    parallel = micro.parallel.model_copy(update={"processes": processes})
+    asked = Resources.model_validate(resources)
+    suite = micro.model_copy(update={"device": "auto", "parallel": parallel, "resources": asked})
+    options = ray_tasks.task_options(Cluster(), suite)
+    assert options["num_gpus"] == gpus
+    if asked.gpus is None:
+        assert ray_tasks.evaluation_options(options, suite)["num_gpus"] == spread
+    on_cpu = micro.model_copy(
+        update={"device": "cpu", "parallel": parallel, "resources": asked.model_copy(update={"gpus": None})}
+    )
+    assert ray_tasks.task_options(Cluster(), on_cpu)["num_gpus"] == 0
+
+
+def test_a_teacher_on_gpus_that_ray_gives_to_runs_is_refused(tmp_path: Path):
+    server = {"kind": "server", "model": "t", "start": {"gpus": ["0,1"]}}
+    suite = changed_suite(tmp_path, lambda raw: raw.update(teacher=server))
+    with pytest.raises(ConfigError, match=r"start\.gpus .*--num-gpus 0"):
+        refuse_teachers_on_offered_gpus([RunSpec(suite, "opd", 0)], 8)
+    refuse_teachers_on_offered_gpus([RunSpec(suite, "opd", 0)], 0)
+    refuse_teachers_on_offered_gpus([RunSpec(suite, "sft", 0)], 8)  # it uses no teacher, so none is started
 
 
 class Messages:
