@@ -39,7 +39,7 @@ def draw_curves(points: pd.DataFrame) -> Figure:
             _label_lines(axes, own, look, seeds=len(looks) <= style.MANY)
         axes.axhline(0, color=style.RULE, linewidth=0.8)
         setting = f"{suite}, {order}\n" if settings > 1 else ""
-        axes.set_title(f"{setting}{stage}: {names[task]}")
+        axes.set_title(f"{setting}{stage}: {names[str(task)]}")
         axes.set(xlabel="learned: score of the stage's task (%)", ylabel="other tasks since the\nstage began (points)")
         axes.grid(visible=True, axis="both")
     limits = [axes.get_ylim() for axes in shown]

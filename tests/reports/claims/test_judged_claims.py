@@ -220,7 +220,7 @@ def test_probes_without_a_curve_are_named(tmp_path: Path):
 
 def test_only_finished_runs_count_at_equal_learning(tmp_path: Path):
     for seed in range(4):
-        left = {"evaluated": 7} if seed == 3 else {}  # the last seed is in its second stage
+        left: dict[str, Any] = {"evaluated": 7} if seed == 3 else {}  # the last seed is in its second stage
         for adapter, kept in (("opd", [0.8, 0.7, 0.6, 0.5, 0.4]), ("aopd", [0.8, 0.75, 0.7, 0.65, 0.6])):
             curve = points([0.2, 0.4, 0.6, 0.8, 1.0], kept)
             write_run(tmp_path, adapter, seed, curves=lambda stage, own=curve: own if stage == 1 else [], **left)
