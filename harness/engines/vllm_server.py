@@ -1,7 +1,7 @@
 """The backend `vllm_server`: rollouts and evaluation on vLLM servers that take new weights without a restart.
 
 ```
-VLLM_SERVER_DEV_MODE=1 vllm serve STUDENT --served-model-name student --generation-config vllm \
+VLLM_SERVER_DEV_MODE=1 vllm serve STUDENT --served-model-name student --generation-config vllm --dtype float32 \
     --logprobs-mode processed_logprobs --worker-extension-cls harness.engines.vllm_worker.WeightsInPlace
 ```
 Weights are handed over in a folder that trainer and servers see under the same path, or, with GPUs and
@@ -21,6 +21,7 @@ from pydantic import Field
 
 from harness.engines.backend import Backend, EngineSite
 from harness.engines.handed_over import own_prefix, remove_abandoned
+from harness.engines.served_settings import EXTENSION, check_server
 from harness.errors import RunError, TrainingError
 from harness.lm.completions import COMPLETIONS
 
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from harness.engines.transfer.weight_transfer import WeightTransfer
     from harness.lm.replicas import Replicas
 
-EXTENSION = "harness.engines.vllm_worker.WeightsInPlace"
 PROBE = list(range(1, 25))  # ids that every vocabulary has
 # Else a server that takes its defaults from the checkpoint applies the penalties of its generation_config.json.
 PLAIN = {"min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
@@ -61,18 +61,23 @@ class VLLMServer(Backend):
     concurrency: int = Field(default=64, gt=0, description="requests in flight at each replica")
     timeout: float = Field(default=1800.0, gt=0, description="seconds for one try of a request")
     deadline: float = Field(default=3600.0, ge=0, description="seconds for all tries of a request; then the run stops")
-    dtype: str = Field(default="float32", description="of the servers' weights, for the keys of evaluations")
+    dtype: str = Field(default="float32", description="of the servers' weights, as their --dtype; in the keys of cells")
 
     def context(self, of_model: int) -> int:
         """Return the shorter of `max_model_len` and the model's own context."""
         return min(of_model, self.max_model_len or of_model)
 
     def start(self, checkpoint: Path, site: EngineSite) -> CheckpointEngine:
-        """Hand the checkpoint's weights over to the servers; raises `RunError` if they do not take them."""
+        """Hand the checkpoint's weights over to the servers; raises `RunError` if they do not take them.
+
+        A checkpoint with another configuration than that of the servers is refused, see `check_server`.
+        """
         if self.shared_folder is not None:
             remove_abandoned(self.shared_folder)
         engine = ServedEngine(self, site)
         try:
+            for url in engine.replicas.urls:
+                check_server(engine.replicas, url, self.dtype, checkpoint)
             engine.load(checkpoint)
         except BaseException:
             engine.close()

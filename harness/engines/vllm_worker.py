@@ -7,6 +7,7 @@ vLLM's workers load it.
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 
@@ -22,6 +23,15 @@ class WeightsInPlace:
         """Return the backend of vLLM's weight transfer with which the server was started; empty if there is none."""
         config = self.vllm_config.weight_transfer_config
         return {"backend": config.backend if config else ""}
+
+    def describe_server(self: Any) -> dict[str, str]:
+        """Return what the server was started with: dtype, kind of log-probabilities, and the model's configuration as JSON."""
+        model = self.vllm_config.model_config
+        return {
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "logprobs_mode": str(model.logprobs_mode),
+            "config": json.dumps(model.hf_config.to_dict(), default=str),
+        }
 
     def prepare_after_transfer(self: Any) -> None:
         """Prepare the output layer after a weight transfer, which skips it like a reload from a folder."""

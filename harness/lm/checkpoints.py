@@ -183,7 +183,12 @@ def config_digest(folder: Path) -> str:
 
     transformers reads the config.json, so older names of the same settings give the same digest.
     """
-    return digest(_computed(_config(folder).to_dict()))
+    return digest(computed_config(folder))
+
+
+def computed_config(folder: Path) -> dict[str, Any]:
+    """Return those settings, as transformers reads them."""
+    return _computed(_config(folder).to_dict())
 
 
 def _config(folder: Path) -> Any:

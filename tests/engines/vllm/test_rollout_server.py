@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from harness.engines.vllm_server import EXTENSION, ServedEngine, VLLMServer
 from harness.errors import RunError
 from harness.lm.checkpoints import Loaded
 from harness.pipeline.run import run
+from tests.support.evaluation import with_config
 from tests.support.models import dense_logprobs, write_yaml
 from tests.support.servers.vllm import PROMPTS, check_special_stop_string, wide_suite
 from tests.support.servers.vllm_serve import vllm_server
@@ -101,6 +103,26 @@ def test_a_stop_string_that_is_a_special_token_ends_an_answer_where_it_does_on_h
     served: ServedEngine, student: Loaded
 ):
     check_special_stop_string(served, student)
+
+
+@pytest.mark.parametrize(
+    ("settings", "config", "expected"),
+    [
+        ({"dtype": "bfloat16"}, {}, r"computes in float32, expected bfloat16"),
+        (
+            {},
+            {"rope_parameters": {"rope_theta": 5000.0, "rope_type": "default"}},
+            r"rope_theta \(\d+\.0 and 5000\.0\);",
+        ),
+    ],
+)
+def test_a_server_is_refused_where_it_would_compute_something_else(
+    settings: dict[str, Any], config: dict[str, Any], expected: str, url: str, student_folder: Path, tmp_path: Path
+):
+    backend = VLLMServer.model_validate({"urls": [url], "deadline": 900, **settings})
+    checkpoint = with_config(student_folder, tmp_path / "changed", **config)
+    with pytest.raises(RunError, match=expected):
+        backend.start(checkpoint, EngineSite("cpu", "float32", 1, tmp_path / "log.txt"))
 
 
 def test_a_server_with_other_weights_than_those_handed_over_is_refused(served: ServedEngine, changed: Path):
