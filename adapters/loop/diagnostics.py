@@ -56,15 +56,17 @@ class StepLog:
     ) -> None:
         """Add the advantage of a micro-batch's tokens, their agreement with the teacher, and the pulls of the losses.
 
-        `ids` (N, 1 + K) are the sampled tokens and the teacher's top K, `weights` (N,) the tokens' shares of the loss.
+        `ids` (N, 1 + K) are the sampled tokens and the teacher's top K, `weights` (N,) the tokens' shares of the loss. Figures
+        of the top K are left out where K is 0.
         """
         self.parts["advantage"].append(advantage)
-        top_logq = student.chosen[:, 1:].detach()
-        self.parts["teacher_entropy"].append(entropy_of(teacher))
-        self.parts["teacher_agreement"].append((ids[:, 0] == teacher.top_ids[:, 0]).float())
         self.parts["teacher_neginf"].append((teacher.sampled.exp() < IMPOSSIBLE).float())
-        self.parts["teacher_top_mass"].append(teacher.top_logprobs.exp().sum(-1))
-        self.parts["student_top_mass"].append(top_logq.exp().sum(-1))
+        if (entropy := entropy_of(teacher)) is not None:
+            self.parts["teacher_entropy"].append(entropy)
+        if (agrees := first_choice(ids)) is not None:
+            self.parts["teacher_agreement"].append(agrees.float())
+            self.parts["teacher_top_mass"].append(teacher.top_logprobs.exp().sum(-1))
+            self.parts["student_top_mass"].append(student.chosen[:, 1:].detach().exp().sum(-1))
         if student.own_top is not None:
             rows = teacher.top_ids[sampled_rows(len(ids))]
             self.parts["overlap"].append((rows[:, :, None] == student.own_top[:, None, :]).any(-1).float().mean(-1))
@@ -168,9 +170,11 @@ class StepLog:
         gradient = gradient_at_chosen(outcome.losses, student.chosen, ids)
         at_rest = gradient_at(outcome.losses, student.rest)
         logq, rest = student.chosen.detach(), None if student.rest is None else student.rest.detach()
-        below = logq[:, MODE] < teacher.top_logprobs[:, 0]
-        pull = pull_on(MODE, gradient, logq, at_rest)
-        named = {"pull_up": torch.where(below, pull, 0.0), "pull_down": torch.where(below, 0.0, -pull)}
+        named: dict[str, Tensor] = {}
+        if teacher.top_ids.shape[1]:
+            below = logq[:, MODE] < teacher.top_logprobs[:, 0]
+            pull = pull_on(MODE, gradient, logq, at_rest)
+            named = {"pull_up": torch.where(below, pull, 0.0), "pull_down": torch.where(below, 0.0, -pull)}
         if outcome.routed is not None:
             size = weights * norms(gradient, logq, ids, at_rest, rest)
             named |= {"norm": size, "routed_norm": size * outcome.routed}
@@ -228,14 +232,21 @@ def to_host(parts: Mapping[Key, Tensor]) -> dict[Key, Tensor]:
     return dict(zip(parts, torch.split(whole, [len(part) for part in parts.values()]), strict=True))
 
 
-def entropy_of(teacher: TeacherScores) -> Tensor:
-    """Return the teacher's entropy (N,), or its lower bound where the teacher's top K is all that is known.
+def first_choice(ids: Tensor) -> Tensor | None:
+    """Return whether sampled tokens are the teacher's most probable ones, (N,), from `ids` (N, 1 + K); None where K is 0."""
+    return ids[:, 0] == ids[:, MODE] if ids.shape[1] > MODE else None
+
+
+def entropy_of(teacher: TeacherScores) -> Tensor | None:
+    """Return the teacher's entropy (N,), or its lower bound where the teacher's top K is all that is known; else None.
 
     With r the probability of all tokens outside the top K, each of them has at most m = min(p_K, r), so the entropy is at
     least -sum over the top K of p log p, minus r log m. The bound is exact for a flat teacher, and where r is 0.
     """
     if teacher.entropy is not None:
         return teacher.entropy
+    if not teacher.top_ids.shape[1]:
+        return None
     top = teacher.top_logprobs.double()
     rest = (1 - top.exp().sum(-1)).clamp(min=0)
     return -(top.exp() * top).sum(-1) - rest * torch.minimum(rest, top[:, -1].exp()).clamp(min=1e-300).log()

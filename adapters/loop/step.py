@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import ChainMap
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from adapters.loop.diagnostics import RolloutFigures, StepLog
+from adapters.loop.diagnostics import RolloutFigures, StepLog, first_choice
 from adapters.loop.drawing import Drawing
 from adapters.loop.tokens import MOST, TokenLosses, Tokens, check_losses, importance, uniform_draws
 from harness.adapter import StageContext
@@ -25,7 +25,7 @@ from harness.lm.trained.weights import Trainable
 from harness.rundir.process.session import Timer
 from harness.teachers.local import LocalTeacher
 from harness.teachers.score_checks import check_scores, refuse_certainty, refuse_unknown_ids, unchecked_scores
-from harness.teachers.teacher import Teacher
+from harness.teachers.teacher import Teacher, with_diagnostics
 
 if TYPE_CHECKING:
     from adapters.loop.training_loop import LoopAdapter
@@ -148,9 +148,7 @@ class Step:
             return lambda: none
         prompts = self.adapter.teacher_prompts(self.ctx, batch.rollouts)
         seen = batch if prompts is None else with_prompts(batch, prompts)
-        request = self.adapter.teacher_request
-        # The teacher's most probable token is always requested, because the diagnostics use it for every method.
-        return self._scores(self.scorer, seen, replace(request, top_k=max(1, request.top_k)))
+        return self._scores(self.scorer, seen, with_diagnostics(self.adapter.teacher_request, self.scorer))
 
     def _log_reference(self, batch: Batch) -> Scores | None:
         if not (self.adapter.scores_start or self.ctx.penalties.token):
@@ -219,7 +217,7 @@ class Step:
             "entropy": student.entropy,
             "teacher_logprob": tokens.logp if taught else None,
             "advantage": tokens.advantage if taught else None,
-            "teacher_top1": scored.ids[:, 0] == scored.teacher.top_ids[:, 0] if taught else None,
+            "teacher_top1": first_choice(scored.ids) if taught else None,
             "routed_fkl": outcome.routed,
             "importance": ratio,
         }

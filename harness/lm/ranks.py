@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
 
 T = TypeVar("T")
+ALONE_AT_WORK = timedelta(
+    days=1
+)  # for the first process to draw all answers, score a learning curve, or copy a snapshot
 
 
 @dataclass(frozen=True)
@@ -28,11 +33,12 @@ class Ranks:
         return values
 
     def from_first(self, value: T) -> T:
-        """Return the first process's value; all processes must call it."""
+        """Return the first process's value; all processes must call it, and wait for what the first does alone before."""
         if self.size == 1:
             return value
         values = [value]
-        distributed.broadcast_object_list(values, src=0)
+        with _waiting_for_first():
+            distributed.broadcast_object_list(values, src=0)
         return values[0]
 
     def share(self, keys: Sequence[Any]) -> list[int]:
@@ -49,6 +55,22 @@ def current_ranks() -> Ranks:
     if not distributed.is_available() or not distributed.is_initialized():
         return ALONE
     return Ranks(distributed.get_rank(), distributed.get_world_size())
+
+
+@contextmanager
+def _waiting_for_first() -> Generator[None]:
+    """Let exchanges over the CPU in this block take as long as the first process may work alone.
+
+    Gloo notices at once when a process dies: its connections close.
+    """
+    group: Any = distributed.group.WORLD
+    backend = group._get_backend(torch.device("cpu"))
+    before = backend.options._timeout
+    backend._set_default_timeout(ALONE_AT_WORK)
+    try:
+        yield
+    finally:
+        backend._set_default_timeout(before)
 
 
 # DTensor is imported only if there are several processes: the import takes a second, and one process never splits tensors.

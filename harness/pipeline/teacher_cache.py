@@ -19,6 +19,7 @@ from harness.pipeline.resources import RunResources, refuse_teachers
 from harness.rundir.process.progress import Counter, Report
 from harness.rundir.reader import find_runs, read_parquet
 from harness.teachers.cache import CachedTeacher
+from harness.teachers.teacher import with_diagnostics
 
 BATCH = 32
 
@@ -59,7 +60,7 @@ def _fill(spec: RunSpec, runs: Sequence[Path], report: Report) -> list[FilledSta
                     f"stage {stage.name} has no teacher of kind cache; expected teacher: {{kind: cache, path: FILE, of: ...}}"
                 )
             asked = trainer_of(spec, stage).requirements
-            request = TeacherRequest(top_k=max(1, asked.top_k), entropy=asked.entropy)
+            request = with_diagnostics(TeacherRequest(top_k=asked.top_k, entropy=asked.entropy), teacher)
             responses = [*_references(resources, stage, student), *_rollouts(resources, stage, student, runs)]
             before, progress = teacher.misses, Counter(report, spec.label, f"score {stage.name}", len(responses))
             for batch in make_batches(responses, "sequence_mean", BATCH, resources.device):

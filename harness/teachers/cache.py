@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -121,6 +122,15 @@ class CachedTeacher(OpenTeacher):
     def identity(self) -> str:
         """The identity of the teacher that computed the scores."""
         return teacher_identity(self.name)
+
+    @property
+    def scores_exact_ids(self) -> bool:
+        """Whether the teacher behind it does; without one, whether a row has no most probable tokens."""
+        return self._without_top_k if self.teacher is None else self.teacher.scores_exact_ids
+
+    @cached_property
+    def _without_top_k(self) -> bool:
+        return self.store.fewest(self.name) == 0
 
     def score(self, batch: Batch, request: TeacherRequest, temperature: float) -> TeacherScores:
         """See `Teacher`; raises `TrainingError` for missing responses if there is no teacher behind the cache."""

@@ -116,6 +116,11 @@ class RoutedTeacher(OpenTeacher):
         return any(teacher.follows_autocast for teacher in self._every)
 
     @property
+    def scores_exact_ids(self) -> bool:
+        """Whether all of the teachers do."""
+        return all(teacher.scores_exact_ids for teacher in self._every)
+
+    @property
     def probe_scores(self) -> tuple[float, ...]:
         """The probe scores of all teachers."""
         return tuple(score for teacher in self._every for score in teacher.probe_scores)

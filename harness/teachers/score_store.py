@@ -88,6 +88,13 @@ class ScoreStore:
         with closing(self._open()) as database:
             return dict(database.execute("SELECT teacher, COUNT(*) FROM scores GROUP BY teacher ORDER BY teacher"))
 
+    def fewest(self, teacher: str) -> int | None:
+        """Return the fewest tokens at each position that a row of a teacher has; None without rows."""
+        if not self.path.is_file():
+            return None
+        with closing(self._open()) as database:
+            return database.execute("SELECT MIN(top_k) FROM scores WHERE teacher = ?", (teacher,)).fetchone()[0]
+
     def served(self, teacher: str, probe: Sequence[float], partly: bool = False) -> str:
         """Return the name of the rows of a teacher with these scores of the probe, a new one if none has them.
 

@@ -189,6 +189,11 @@ class ServerTeacher(OpenTeacher):
         return False
 
     @property
+    def scores_exact_ids(self) -> bool:
+        """Whether every replica offers it."""
+        return self.exact is not None
+
+    @property
     def probe_scores(self) -> tuple[float, ...]:
         """The first replica's scores of the probe when the teacher was opened."""
         return self.probe.now

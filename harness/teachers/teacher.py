@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
@@ -53,6 +53,11 @@ class OpenTeacher(ABC):
     def follows_autocast(self) -> bool:
         """Whether it computes under the autocast of its caller, as a model of this process does."""
         return True
+
+    @property
+    def scores_exact_ids(self) -> bool:
+        """Whether it scores a response's own tokens for less than with its most probable token at each position."""
+        return False
 
     @property
     def probe_scores(self) -> tuple[float, ...]:
@@ -115,6 +120,13 @@ class TeacherKind(TeacherSettings, ABC):
     @abstractmethod
     def open(self, student: Loaded, site: TeacherSite) -> OpenTeacher:
         """Return the teacher for this student; raises `ModelError` if their vocabularies differ."""
+
+
+def with_diagnostics(request: TeacherRequest, teacher: Teacher) -> TeacherRequest:
+    """Return what a step asks a teacher for: also its most probable token, for the diagnostics, where that costs no more."""
+    if isinstance(teacher, OpenTeacher) and teacher.scores_exact_ids:
+        return request
+    return replace(request, top_k=max(1, request.top_k))
 
 
 def refuse_behind(kind: TeacherKind, request: TeacherRequest, temperature: float) -> None:

@@ -145,14 +145,14 @@ def test_a_corrected_grader_regrades_and_reports_show_the_newest_grades(
     assert regraded == [(0.0, 1.0, 4)] * 4
     assert shown(folder) == {1.0}
     assert taught(folder) == {1.0}
-    assert list(find_faults(*find_runs([folder]))) == []
+    assert list(find_faults(find_runs([folder])[0])) == []
     write_task(tasks, grader='return {"strict": 0.0, "parsed": 1.0}')
     assert all(row.changed == 0 for row in regrade_runs([folder], trust=True))
     assert shown(folder) == {0.0}, "the grader is as it was"
     assert taught(folder) == {0.0}
     damaged, *_ = sorted(folder.glob("teacher/regraded/made_up/*/samples.parquet"))
     flip_a_byte(damaged)
-    assert [fault.place for fault in find_faults(*find_runs([folder]))] == [damaged.parent]
+    assert [fault.place for fault in find_faults(find_runs([folder])[0])] == [damaged.parent]
 
 
 def shown(folder: Path) -> set[float]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import os
+import time
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from harness.adapter import make_adapter
 from harness.config.suite import AdapterEntry
 from harness.lm.logprobs import LogProbs, StudentForward, StudentRequest
+from harness.lm.ranks import current_ranks
 from harness.lm.rollouts import Batch, make_batches
 from harness.pipeline.processes.rank_processes import leave_group
 from tests.support.models import assert_same_gradients, gradients, qwen3, rollout
@@ -68,6 +71,27 @@ def leave_many_groups(rank: int, folder: str) -> None:
         (Path(folder) / f"left-{rank}-{number}").touch()
 
 
+def wait_for_a_slow_first_process(rank: int, folder: str) -> None:
+    """The first process comes long after the others' limit, and dies before the second exchange."""
+    join(rank, Path(folder) / "meeting")
+    group: Any = distributed.group.WORLD
+    group._get_backend(torch.device("cpu"))._set_default_timeout(timedelta(seconds=1))
+    waits, found = Path(folder) / "waits", None
+    if rank == 0:
+        while not waits.exists():
+            time.sleep(0.01)
+        time.sleep(3)
+        found = "drawn"
+    waits.touch()
+    assert current_ranks().from_first(found) == "drawn"
+    if rank == 0:
+        os._exit(0)
+    with pytest.raises(RuntimeError):
+        current_ranks().from_first(None)
+    (Path(folder) / "noticed").touch()
+    os._exit(0)
+
+
 class Watched(StudentForward):
     """The student whose output layer has values only while its forward runs, as under FSDP; outside it has a size."""
 
@@ -110,6 +134,12 @@ def test_two_processes_have_the_gradients_of_the_whole_batch(tmp_path: Path):
     loss_of(student, ROLLOUTS).backward()
     for rank in range(2):
         assert_same_gradients(torch.load(tmp_path / f"{rank}.pt"), gradients(student), 1e-9)
+
+
+@pytest.mark.slow
+def test_processes_wait_for_the_first_as_long_as_it_works_and_no_longer_than_it_lives(tmp_path: Path):
+    multiprocessing.spawn(wait_for_a_slow_first_process, (str(tmp_path),), nprocs=2)  # pyright: ignore[reportPrivateImportUsage]
+    assert (tmp_path / "noticed").exists()
 
 
 @pytest.mark.slow

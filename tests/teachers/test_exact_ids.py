@@ -7,26 +7,34 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import time
+from collections import Counter
 from collections.abc import Callable, Generator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
+from harness.config.run_spec import RunSpec
 from harness.errors import TrainingError
 from harness.lm.checkpoints import Loaded
+from harness.lm.completions import COMPLETIONS
 from harness.lm.logprobs import TeacherRequest
+from harness.pipeline.run import run
 from harness.teachers.exact_ids import GENERATE
 from harness.teachers.local import LocalTeacher
 from harness.teachers.score_checks import ask
 from harness.teachers.server import Server, ServerTeacher
 from harness.teachers.teacher import TeacherSite
+from tests.support.runs import FOLDERS, changed_suite
 from tests.support.servers.fake_server import FakeServer, serving
 from tests.support.servers.teachers import random_batches, same_scores
 
+STEPS_OF_FIRST = Path(FOLDERS[1], "train", "steps.jsonl")
 SAMPLED, TOP_K = TeacherRequest(), TeacherRequest(top_k=4)
 
 
@@ -96,6 +104,38 @@ def test_a_response_with_more_tokens_than_a_request_may_name_is_scored_by_the_to
         spy.paths.clear()
         assert same_scores(ask(teacher, batch, SAMPLED, 1.0), local.score(batch, SAMPLED, 1.0))
         assert spy.paths.count(GENERATE) == sum(count <= 6 for count in distinct)
+
+
+def test_a_stage_of_the_sampled_token_asks_for_exact_ids_alone(
+    spy: Spy, opd: Path, micro_file: Path, tmp_path: Path, stack: ExitStack
+):
+    """It trains as with the same teacher in its own process; the figures of the teacher's first choice are not known."""
+    spy.server.max_logprobs = 300
+    url = stack.enter_context(serving(spy))
+    teacher = {"kind": "server", "urls": [url], "model": "teacher", "max_logprobs": 300}
+    cached = {"kind": "cache", "path": str(tmp_path / "scores.db"), "of": teacher}
+    alone = {"kind": "cache", "path": str(tmp_path / "scores.db")}
+    known = [json.loads(line) for line in (opd / STEPS_OF_FIRST).read_text().splitlines()]
+    for name, each, asked in (("server", teacher, 8), ("cache", cached, 8), ("file", alone, 0)):
+        suite = changed_suite(
+            tmp_path, lambda raw, each=each: raw.update(teacher=each, stages=["tiny_weather"], probes=[])
+        )
+        spy.paths.clear()
+        steps = (run(RunSpec(suite, "opd", 0, out=tmp_path / name)) / STEPS_OF_FIRST).read_text().splitlines()
+        # The first request finds out whether exact ids are offered; the probe is scored before and after each other one.
+        trained = spy.paths[spy.paths.index(GENERATE) + 1 :] if asked else spy.paths
+        assert Counter(trained) == Counter({GENERATE: asked, COMPLETIONS: 2 * asked})
+        for line, expected in zip(map(json.loads, steps), known, strict=True):
+            same = ("advantage_mean", "loss", "grad_norm", "teacher_neginf_share", "response_tokens_mean")
+            assert {key: line[key] for key in same} == pytest.approx({key: expected[key] for key in same}, abs=1e-4)
+            for missing in ("teacher_entropy", "teacher_agreement", "teacher_top_mass", "pull_up", "overlap", "top_k"):
+                assert line.get(missing) is None
+                assert expected[missing] is not None
+        rows = pd.read_parquet(
+            tmp_path / name / "micro/opd/default/seed0" / STEPS_OF_FIRST.with_name("rollouts.parquet")
+        )
+        assert rows["teacher_top1"].isna().all()
+        assert rows["teacher_logprob"].notna().all()
 
 
 @pytest.mark.parametrize("why", ["not offered", "ignored", "other scores", "switched off"])

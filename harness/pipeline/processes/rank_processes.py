@@ -28,7 +28,7 @@ from harness.errors import HarnessError, RunError, StoppedError
 from harness.pipeline.processes.end_with_parent import end_with_parent
 from harness.pipeline.processes.stop_signals import SIGNALS
 
-PATIENCE = timedelta(minutes=30)  # until the process with the longest answers reaches the others
+PATIENCE = timedelta(minutes=30)  # until the slowest process reaches the others; `Ranks.from_first` waits longer
 CAUSE = "cause"
 PAUSE = 0.1  # seconds
 Train = Callable[[str, Path], object]  # trains on a device; the folder is for files of the process

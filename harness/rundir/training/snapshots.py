@@ -134,7 +134,7 @@ class FileSnapshots:
             # A point counts the steps done, so the point at the snapshot's own step stays.
             drop_steps_from(self.curve, int(state["step"]) + 1)
         recorded = state.pop("recorded", {})
-        before = recorded.get("inputs", {})
+        before: dict[str, str] = recorded.get("inputs", {})
         changed = [name for name, value in before.items() if not same_teacher(self.inputs.get(name, value), value)]
         if changed:
             raise RunError(
