@@ -129,6 +129,7 @@ def test_the_entropy_of_a_top_k_is_a_lower_bound_that_is_exact_for_all_tokens_an
     exact = -(rows.exp() * rows).sum(-1)
     top = rows.topk(k)
     bound = entropy_of(TeacherScores(rows[:, 0], top.indices, top.values))
+    assert bound is not None
     assert bool((bound <= exact + 1e-9).all())
     assert bound[2].item() == pytest.approx(math.log(12))
     if k == 12:

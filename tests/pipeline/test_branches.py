@@ -391,13 +391,15 @@ def test_a_sweep_of_branches_keeps_the_checkpoint_for_those_that_wait_too(
     micro_file: Path, aopd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     source = Path(shutil.copytree(aopd, tmp_path / "source"))
+    needed_by = source / "stage_1_tiny_weather/train/needed_by"
+    shutil.rmtree(needed_by, ignore_errors=True)  # of branches of other tests
     monkeypatch.setattr("harness.pipeline.sweeps.sweep.sweep", lambda *_: None)  # no run begins
     arguments = ["sweep", str(micro_file), "--adapter", "opd,sft", "--seed", "0", "--from", str(source / "stage_1")]
     noted: list[int] = []
     for last in ("--dry-run", "--no-report"):
         done = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "o"), last])
         assert done.exit_code == 0, done.output
-        noted.append(len(list((source / "stage_1_tiny_weather/train/needed_by").glob("*.json"))))
+        noted.append(len(list(needed_by.glob("*.json"))))
     assert noted == [0, 2]
 
 

@@ -13,7 +13,7 @@ from harness.rundir.locks import waiting_lock
 from harness.rundir.records.training_records import DoneFile
 from harness.rundir.stage_folder import StageFolder
 
-KEY = "shared.json"  # file of an unfinished stage in a run, with its key
+SHARED = "shared.json"  # file of an unfinished stage in a run, with its key
 
 
 class SharedStages:
@@ -47,7 +47,7 @@ class SharedStages:
         if not (train / SNAPSHOT).is_file() and (former := self._former(key, note)) is not None:
             shutil.rmtree(train, ignore_errors=True)
             former.rename(train)
-        write_json(stage.path / KEY, key)
+        write_json(stage.path / SHARED, key)
         write_json(note, {"trained_in": stage.path.relative_to(self.folder.parent).as_posix()})
 
     def _former(self, key: str, note: Path) -> Path | None:
@@ -56,12 +56,12 @@ class SharedStages:
             return None
         folder = self.folder.parent / str(noted["trained_in"])
         # Since the note was written, that run may have been replaced by one of another configuration.
-        same = read_json(folder / KEY) == key and (folder / "train" / SNAPSHOT).is_file()
+        same = read_json(folder / SHARED) == key and (folder / "train" / SNAPSHOT).is_file()
         return folder / "train" if same else None
 
     def put(self, key: str, stage: StageFolder) -> None:
         """Keep a run's finished stage for others."""
-        for note in (stage.path / KEY, self.folder / f"{key}.json"):
+        for note in (stage.path / SHARED, self.folder / f"{key}.json"):
             note.unlink(missing_ok=True)
         if StageFolder(self.folder / key).training_done is None:
             _link(stage.path / "train", self.folder / key / "train")

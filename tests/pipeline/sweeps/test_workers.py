@@ -26,13 +26,13 @@ from harness.pipeline.sweeps.worker_link import WorkerEnd, linked
 from harness.rundir.process.progress import Event, silent
 
 SCRIPT = """
-import multiprocessing, subprocess, sys, time
+import multiprocessing, os, subprocess, sys, time
 from harness.pipeline.sweeps.worker_link import linked
 from harness.pipeline.sweeps.workers import worker_pool
 
 def work(_):
     subprocess.Popen(["sleep", "300"], start_new_session=True)
-    print("up", flush=True)
+    os.write(1, b"up\\n")
     time.sleep(300)
 
 if __name__ == "__main__":
