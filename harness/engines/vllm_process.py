@@ -8,6 +8,7 @@ when the connection is closed, or soon after the run was killed.
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import os
 import signal
@@ -108,4 +109,8 @@ def end_with(parent: int) -> None:
 
 if __name__ == "__main__":
     end_with(int(sys.argv[2]))
+    closed = threading.Event()
+    # A run that was killed between two requests ends nothing itself. Registered first, this comes after vLLM's own clean-up.
+    atexit.register(lambda: os.killpg(0, signal.SIGKILL) if closed.is_set() else None)
     main(Connection(int(sys.argv[1])))
+    closed.set()

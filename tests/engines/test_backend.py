@@ -229,7 +229,7 @@ def test_what_the_engine_started_ends_with_it(killed: bool, fake: Path):
 
 
 RUN = """
-import sys
+import sys, time
 from pathlib import Path
 from harness.engines import vllm
 from harness.engines.backend import EngineSite
@@ -237,13 +237,16 @@ from harness.engines.vllm_backend import VLLM
 vllm.version = lambda _: "0"
 engine = vllm.VLLMEngine(Path("fine"), VLLM(), EngineSite("cpu", "float32", 1, Path(sys.argv[1])))
 print(engine._process.pid, flush=True)
-engine.load(Path("computes"))
+if sys.argv[2] == "within":
+    engine.load(Path("computes"))
+time.sleep(300)
 """
 
 
+@pytest.mark.parametrize("when", ["within", "between"])
 @pytest.mark.slow
-def test_an_engine_in_the_middle_of_a_request_ends_with_its_killed_run(fake: Path):
-    run = subprocess.Popen([sys.executable, "-c", RUN, str(fake)], stdout=subprocess.PIPE, text=True)
+def test_an_engine_ends_with_a_run_that_is_killed_within_a_request_or_between_two(when: str, fake: Path):
+    run = subprocess.Popen([sys.executable, "-c", RUN, str(fake), when], stdout=subprocess.PIPE, text=True)
     assert run.stdout is not None
     engine = psutil.Process(int(run.stdout.readline()))
     processes = [engine, *engine.children()]
