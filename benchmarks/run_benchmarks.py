@@ -64,7 +64,9 @@ def main(
         int,
         typer.Option(min=0, help="Runs of a sweep over workers; 0 leaves out all over processes, servers, workers."),
     ] = 12,
-    vllm_rounds: Annotated[int, typer.Option(min=1, help="Cold starts of vLLM, where it is installed.")] = 5,
+    vllm_rounds: Annotated[
+        int, typer.Option(min=0, help="Cold starts of vLLM, where it is installed; 0 leaves them out.")
+    ] = 5,
     out: Annotated[Path, typer.Option(help="The page to write.")] = RESULTS,
 ) -> None:
     """Measure everything; the page is written after each section, so that a failing section does not lose earlier ones."""
@@ -100,7 +102,7 @@ def _sections(
         yield start_up.section(start_rounds)
     if scale_runs:
         yield scale_section.section(scale_runs, SCALE_ROUNDS)
-    if vllm_weights.installed():
+    if vllm_rounds and vllm_weights.installed():
         yield vllm_weights.section(setting, vllm_rounds, THREADS)
 
 

@@ -214,6 +214,8 @@ def test_the_whole_bench_runs_on_the_micro_suite(micro_file: Path, tmp_path: Pat
         "0",
         "--report-rounds",
         "0",
+        "--vllm-rounds",
+        "0",
         "--scale-runs",
         "0",
         "--out",
