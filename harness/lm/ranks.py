@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, distributed, nn
 
 T = TypeVar("T")
-ALONE_AT_WORK = timedelta(
-    days=1
-)  # for the first process to draw all answers, score a learning curve, or copy a snapshot
+# For the first process to draw all answers, score a learning curve, or copy a snapshot.
+ALONE_AT_WORK = timedelta(days=1)
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,13 @@ from typing import Any
 from harness.config.run_spec import RunSpec
 from harness.errors import RunError
 from harness.lm.checkpoints import weights_digest
-from harness.rundir.shared.remote_stages import is_done
+from harness.rundir.shared.remote_stages import RemoteStages
 from harness.rundir.store import is_finished, read_manifest
 
 
 def left_to_do(specs: Sequence[RunSpec]) -> list[RunSpec]:
     """Return the runs that are not done; raises `RunError` for a finished run of other models, see `is_finished_run`."""
-    return [spec for spec in specs if not (is_finished_run(spec) and is_done(spec))]
+    return [spec for spec in specs if not is_finished_run(spec) or RemoteStages.of(spec).lacks_end()]
 
 
 def is_finished_run(spec: RunSpec) -> bool:

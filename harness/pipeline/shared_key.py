@@ -9,6 +9,7 @@ from harness.adapter import uses_teacher
 from harness.config.base import digest
 from harness.config.run_spec import PlannedStage, identity_of
 from harness.config.suite import Suite
+from harness.lmeval.grader_source import items_digest
 from harness.pipeline.resources import RunResources
 from harness.rundir.process.session import this_session
 from harness.rundir.store import RunStore
@@ -54,8 +55,7 @@ def _teacher(resources: RunResources, stage: PlannedStage) -> list[Any] | None:
 def _items(resources: RunResources, stages: Sequence[PlannedStage]) -> list[str]:
     """Return digests of what stages train on: each task's prompts and references, as they are rendered."""
     trained = [(resources.tasks[task], stage.training.train_items) for stage in stages for task in stage.trains]
-    by_task = [task.training_examples(resources.renderer, limit) for task, limit in trained]
-    return [digest([[example.prompt, example.target] for example in examples]) for examples in by_task]
+    return [items_digest(task.training_examples(resources.renderer, limit)) for task, limit in trained]
 
 
 def _curve_settings(suite: Suite) -> list[Any]:
