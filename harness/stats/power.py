@@ -16,7 +16,7 @@ import numpy as np
 from scipy import optimize, special
 
 from harness.stats.intervals import LEVEL, StandardError, Vector
-from harness.stats.two_way import POOLED
+from harness.stats.two_way import POOLED, degrees_of_freedom
 
 POWER = 0.80
 FARTHEST = 1e4  # critical t value of a test that finds nothing: its degrees of freedom are nearly 0
@@ -127,7 +127,7 @@ def _estimated_errors(squares: MeanSquares) -> EstimatedErrors:
         ms_c = squares.of_clusters * _mean_square(df_c, pooled + (1 - pooled) * x_c)
         one, other = (each.ravel() for each in np.meshgrid(ms_s, ms_c, indexing="ij"))
         total = np.maximum(one + other - rest, np.maximum(one, other))
-        df = total**2 / (one**2 / df_s + other**2 / df_c + rest**2 / df_r)
+        df = degrees_of_freedom(one, other, np.full(len(one), rest), df_s, df_c)
         parts.append((weight * (1 - pooled) * np.outer(w_s, w_c).ravel(), total, df, one * (one > rest)))
     weights, totals, df, of_seeds = (np.concatenate(column) for column in zip(*parts, strict=True))
     return EstimatedErrors(weights, np.sqrt(totals / (S * C)), df, np.sqrt(of_seeds / (S * C)), df_s)
