@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from scipy import stats
+from scipy import special
 
 from harness.stats.intervals import Interval, has_width
 from harness.stats.looks import ALPHA, FEWEST_SEEDS
@@ -61,7 +61,7 @@ def p_equivalent(effect: Interval, margin: float) -> float:
     """
     if not has_width(effect, FEWEST_SEEDS) or not effect.errors or math.isnan(margin):
         return math.nan
-    return max(float(stats.t.sf((margin - abs(effect.mean)) / each.error, each.df)) for each in effect.errors)
+    return max(float(special.stdtr(each.df, (abs(effect.mean) - margin) / each.error)) for each in effect.errors)
 
 
 def gate(verdicts: Sequence[str]) -> list[str]:

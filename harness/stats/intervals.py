@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import special
 
 Vector = NDArray[np.float64]
 LEVEL = 0.95  # of confidence
@@ -97,10 +98,8 @@ def interval_from(
     mean: float, error: float, df: float, seeds: int, level: float = LEVEL, *, least: StandardError | None = None
 ) -> Interval:
     """Return the t interval of a mean with a standard error on some degrees of freedom, no narrower than that of `least`."""
-    from scipy import stats  # takes a second to import, and a dry run needs no interval
-
     errors = (StandardError(error, df), *([least] if least else []))
-    half = max(float(stats.t.ppf((1 + level) / 2, each.df)) * each.error for each in errors)
+    half = max(float(special.stdtrit(each.df, (1 + level) / 2)) * each.error for each in errors)
     return Interval(mean, mean - half, mean + half, seeds, errors)
 
 

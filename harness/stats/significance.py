@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
+from scipy import special, stats
 
 from harness.stats.intervals import LEVEL, ROUNDING, Interval, StandardError, has_width, known_values
 
@@ -37,8 +37,8 @@ def p_value(interval: Interval, level: float = LEVEL) -> float:
     errors = interval.errors
     if not errors:
         df = interval.seeds - 1
-        errors = (StandardError(interval.half_width / float(stats.t.ppf((1 + level) / 2, df)), df),)
-    return max(float(2 * stats.t.sf(abs(interval.mean) / each.error, each.df)) for each in errors)
+        errors = (StandardError(interval.half_width / float(special.stdtrit(df, (1 + level) / 2)), df),)
+    return max(float(2 * special.stdtr(each.df, -abs(interval.mean) / each.error)) for each in errors)
 
 
 def find_flips(before: ArrayLike, after: ArrayLike) -> Flips:

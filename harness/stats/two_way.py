@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from harness.stats.estimates import Estimate, ItemTable, Vector
 from harness.stats.intervals import (
@@ -57,7 +57,7 @@ class VarianceParts(NamedTuple):
         """
         if self.both <= 0 or self.seeds < SMALL:
             return True
-        limit = stats.f.ppf(1 - POOLED, self.df_clusters, self.df_clusters * self.df_seeds)
+        limit = special.fdtri(self.df_clusters, self.df_clusters * self.df_seeds, 1 - POOLED)
         return self.clusters / self.both >= float(limit)
 
     @property

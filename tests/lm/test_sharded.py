@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
 import signal
@@ -13,8 +14,11 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from torch import Tensor, distributed, multiprocessing, nn
-from torch.multiprocessing.spawn import ProcessException
+from torch import Tensor, distributed, nn
+from torch.multiprocessing.spawn import (
+    ProcessException,
+    start_processes,  # pyright: ignore[reportUnknownVariableType]
+)
 
 from adapters.conformance.small_stage import AdapterUnderTest, train_small_stage
 from harness.adapter import StageContext, make_adapter, registered
@@ -108,10 +112,12 @@ def every_method(folder: Path, names: list[str], modes: dict[str, Any]) -> None:
                 torch.save(found, folder / f"{name}-{mode}-{distributed.get_world_size()}.pt")
 
 
-def spawn(work: Callable[..., None], size: int, *arguments: Any) -> None:
+def start(work: Callable[..., None], size: int, *arguments: Any) -> None:
+    """Let processes do work together, forked from one that has imported everything and computed nothing."""
+    multiprocessing.set_forkserver_preload([__name__])
     # A file of an earlier group would keep the new one waiting.
     with tempfile.TemporaryDirectory() as place:
-        multiprocessing.spawn(work, (size, f"{place}/meeting", *arguments), nprocs=size)  # pyright: ignore[reportPrivateImportUsage]
+        start_processes(work, (size, f"{place}/meeting", *arguments), nprocs=size, start_method="forkserver")
 
 
 def differences(found: Any, expected: Any) -> Iterator[tuple[str, float]]:
@@ -171,7 +177,7 @@ def kill_both(folder: Path, name: str) -> None:
     (folder / name / "dies").touch()
     # The first process may fail on the lost connection before its own kill is noticed.
     with pytest.raises(ProcessException, match=r"SIGKILL|Connection"):
-        spawn(killed_processes, 2, folder)
+        start(killed_processes, 2, folder)
     (folder / name / "dies").unlink()
 
 
@@ -182,14 +188,14 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in RESUMED:
         for place in ("whole", "stopped"):
             (folder / name / place).mkdir(parents=True)
-    spawn(first_processes, 2, folder)
+    start(first_processes, 2, folder)
     for name in RESUMED:
         kill_both(folder, name)
         for end in ("stopped", "killed"):
             for size in (1, 2, 4):
                 shutil.copytree(folder / name / end, folder / name / f"{end}-{size}")
     for size in (2, 4):
-        spawn(later_processes, size, folder)
+        start(later_processes, size, folder)
     return folder
 
 
