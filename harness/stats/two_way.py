@@ -4,8 +4,8 @@ Every seed answers the same items, so a mean over seeds and items varies with bo
 random-effects model, estimated from mean squares, with Satterthwaite's degrees of freedom (Satterthwaite 1946; Cameron,
 Gelbach and Miller 2011 for two-way clustering). Clusters that do not vary beyond noise are left out, because including them
 makes the interval too wide. Where seeds vary beyond noise, the interval is at least as wide as the one over seeds alone,
-because with three seeds Satterthwaite's degrees of freedom promise too much. For the same reason they are those for twice the
-part by seeds where these are fewer. The choice rests on simulated coverage; `docs/decisions/` has the tables.
+because with three seeds Satterthwaite's degrees of freedom promise too much; with a few more seeds the degrees of freedom are
+fewer. The choice rests on simulated coverage; `docs/decisions/` has the tables.
 """
 
 from __future__ import annotations
@@ -82,17 +82,19 @@ class VarianceParts(NamedTuple):
 
 
 def degrees_of_freedom(seeds: Vector, clusters: Vector, both: Vector, df_seeds: float, df_clusters: float) -> Vector:
-    """Return the degrees of freedom of seeds + clusters - both, Satterthwaite's for this or twice the part by seeds.
+    """Return the degrees of freedom of seeds + clusters - both: Satterthwaite's, or where seeds clearly vary, fewer.
 
     Few seeds estimate their part badly. Where it comes out too small, the interval is narrow, and Satterthwaite's degrees of
-    freedom are too many at the same time: two equal methods then differ in up to 5.7 % of studies with five seeds.
+    freedom are too many at the same time: two equal methods then differ in up to 5.7 % of studies with five seeds. So where the
+    part by seeds is more than twice the residual, the degrees of freedom are at most those for 2.5 times this part.
     """
 
     def satterthwaite(seeds: Vector) -> Vector:
         total = np.maximum(seeds + clusters - both, np.maximum(seeds, clusters))
         return total**2 / (seeds**2 / df_seeds + clusters**2 / df_clusters + both**2 / (df_seeds * df_clusters))
 
-    return np.minimum(satterthwaite(seeds), satterthwaite(2 * seeds))
+    found = satterthwaite(seeds)
+    return np.where(seeds > 2 * both, np.minimum(found, satterthwaite(2.5 * seeds)), found)
 
 
 class Variances(NamedTuple):

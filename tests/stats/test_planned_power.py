@@ -76,13 +76,13 @@ def test_planned_power_is_that_of_the_verdicts_for_every_prior(figure: str, seed
     check_power(PRIORS[figure].components(answers), Design(seeds, PRIORS[figure].clusters, answers), 2000, 0.03)
 
 
-@pytest.mark.parametrize(("seeds", "most"), [(3, 0.051), (4, 0.0525), (5, 0.0505), (10, 0.0505), (20, 0.0505)])
+@pytest.mark.parametrize(("seeds", "most"), [(3, 0.0535), (4, 0.0505), (5, 0.0505), (10, 0.0505), (20, 0.0505)])
 def test_a_test_at_5_percent_errs_in_hardly_more_than_5_percent_wherever_methods_vary(seeds: int, most: float):
     """The exact error, by quadrature, over what a residual of 1 leaves for seeds and for clusters."""
     squares = [
         MeanSquares(1 + of_seeds, 1 + of_clusters, 1, seeds, clusters)
-        for of_seeds in (0, 0.3, 1, 3, 10, 100, 1000)
-        for of_clusters in (0, 0.3, 1, 3, 10, 100, 300)
+        for of_seeds in (0, 0.3, 1, 3, 10, 30, 100, 1000)
+        for of_clusters in (0, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
         for clusters in (20, 60, 200)
     ]
     assert max(each.finds(0, 0.05) for each in squares) <= most
