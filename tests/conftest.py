@@ -14,6 +14,8 @@ os.environ.update(HF_HUB_OFFLINE="1", TQDM_DISABLE="1", TOKENIZERS_PARALLELISM="
 if not Path("/dev/nvidiactl").exists():
     os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported: its kernels then run on a CPU
 
+from lm_eval.api.task import ConfigurableTask
+
 from harness.config.load import load_suite
 from harness.config.models import Scratch
 from harness.config.run_spec import RunSpec
@@ -56,6 +58,27 @@ def real_fsync() -> Generator[Callable[[int], None]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda _: None)
         yield real
+
+
+@pytest.fixture(scope="session", autouse=True)
+def generated_once() -> Generator[None]:
+    """Generate the items of a tiny task once in a process, where hundreds of runs load them."""
+    real, made = ConfigurableTask.download, dict[str, Any]()
+
+    def download(self: ConfigurableTask, *arguments: Any, **named: Any) -> None:
+        generator, settings = self.config.custom_dataset, (self.config.metadata, self.config.dataset_kwargs)
+        if getattr(generator, "__name__", "") not in ("chains", "tool_requests"):
+            real(self, *arguments, **named)
+            return
+        key = f"{generator.__name__} {settings}"
+        if key not in made:
+            real(self, *arguments, **named)
+            made[key] = self.dataset
+        self.dataset = made[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ConfigurableTask, "download", download)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from adapters.conformance.direction import expectation, one_position, student_rows, with_whole_vocabulary
 from adapters.conformance.outcomes import ConformanceError, DoesNotApply
-from adapters.conformance.recording import Update, distance, record_updates
+from adapters.conformance.recording import distance, record_updates
 from adapters.conformance.small_stage import AdapterUnderTest
 from adapters.loop.training_loop import LoopAdapter
+from harness.adapter import StageContext
 from harness.engines.engine import Completion, Sampling
 
 RATE = 1e-3  # size of the gradient step from the weights that draw to those that train
@@ -28,8 +29,8 @@ def takes_stale_responses(subject: AdapterUnderTest) -> None:
     if adapter.requirements.teacher != "none" or adapter.scorer(subject.stage()) is not None:
         adapter = with_whole_vocabulary(subject)
     adapter = adapter.model_copy(update={"updates_per_rollout": 1})
-    drew, trains, stale = _second_step(adapter, subject, staleness=1)
-    _, _, fresh = _second_step(adapter, subject, staleness=0)
+    drew, trains = _around_a_step(adapter, subject)
+    stale, fresh = (record_updates(adapter, _stage(subject, 2, staleness), RATE)[1] for staleness in (1, 0))
     off = distance(expectation([stale], drew), expectation([fresh], trains))
     if not off <= TOLERANCE:
         raise ConformanceError(
@@ -38,14 +39,16 @@ def takes_stale_responses(subject: AdapterUnderTest) -> None:
         )
 
 
-def _second_step(adapter: LoopAdapter, subject: AdapterUnderTest, staleness: int) -> tuple[Tensor, Tensor, Update]:
-    """Return the student's probabilities (V,) in the first and in the second step, and the second step's update."""
-    ctx = replace(one_position(subject, steps=2, staleness=staleness), engine=EveryToken(subject.vocabulary))
+def _around_a_step(adapter: LoopAdapter, subject: AdapterUnderTest) -> tuple[Tensor, Tensor]:
+    """Return the student's probabilities (V,) before a step and after it."""
+    ctx = _stage(subject, 1)
     before = student_rows(ctx).detach().exp()[0]
-    found = record_updates(adapter, ctx, RATE)
-    once = replace(one_position(subject, steps=1), engine=EveryToken(subject.vocabulary))
-    record_updates(adapter, once, RATE)
-    return before, student_rows(once).detach().exp()[0], found[1]
+    record_updates(adapter, ctx, RATE)
+    return before, student_rows(ctx).detach().exp()[0]
+
+
+def _stage(subject: AdapterUnderTest, steps: int, staleness: int = 0) -> StageContext:
+    return replace(one_position(subject, steps=steps, staleness=staleness), engine=EveryToken(subject.vocabulary))
 
 
 class EveryToken:

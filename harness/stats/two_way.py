@@ -85,8 +85,8 @@ def degrees_of_freedom(seeds: Vector, clusters: Vector, both: Vector, df_seeds: 
     """Return the degrees of freedom of seeds + clusters - both: Satterthwaite's, or where seeds clearly vary, fewer.
 
     Few seeds estimate their part badly. Where it comes out too small, the interval is narrow, and Satterthwaite's degrees of
-    freedom are too many at the same time: two equal methods then differ in up to 5.7 % of studies with five seeds. So where the
-    part by seeds is more than twice the residual, the degrees of freedom are at most those for 2.5 times this part.
+    freedom are too many at the same time: two equal methods then differ in up to 5.7 % of studies with five seeds. So where
+    the part by seeds is more than twice the residual, the degrees of freedom are at most those for 2.5 times this part.
     """
 
     def satterthwaite(seeds: Vector) -> Vector:

@@ -37,7 +37,7 @@ def test_matched_learning_says_who_forgot_less_in_the_direction_of_the_word(tmp_
     assert sentence.startswith("aopd learned 0.8 points more [−2.8, 4.4] than opd ")
     assert "forgot 16.7 less [−0.8, 34.2]; 3 seeds, 40 items; " in sentence
     assert "learning is not resolved from zero" in sentence
-    assert "ends at 55.8 %, 9.2 points more [−0.3, 18.7] than opd" in sentence
+    assert "ends at 55.8 %, 9.2 points more [−0.7, 19.0] than opd" in sentence
 
 
 def test_unmatched_learning_leaves_forgetting_unjudged(tmp_path: Path):

@@ -50,7 +50,8 @@ def difference(runs: Runs, base: str, other: str, name: str) -> Found:
 
     Tasks are strata. The variances of the mean by seed, by item and by both are mean squares of an analysis of variance. Items
     that do not differ more than seed and item leave over (an F test at 25 %) have no part of their own. Where seeds differ
-    more than that, the interval is at least as wide as the t interval over seeds.
+    more than that, the interval is at least as wide as the t interval over seeds. Where they differ more than twice that, the
+    degrees of freedom are at most those for 2.5 times the part by seeds.
     """
     by_seed = (figure_by_seed(runs, other, name) - figure_by_seed(runs, base, name)).dropna()
     tables = [table / len(found) for found in [_items(runs, base, other, name)] for table in found]
@@ -70,7 +71,12 @@ def difference(runs: Runs, base: str, other: str, name: str) -> Found:
     if variance < 1e-18:
         return float(by_seed.mean()), float(by_seed.mean()), float(by_seed.mean()), 2
     if seeds > 1:
-        df = variance**2 / (between**2 / (seeds - 1) + item**2 / df + both**2 / (seeds - 1) / df)
+        counted = [between, 2.5 * between] if between > 2 * both else [between]
+        df = min(
+            max(part + item - both, part, item) ** 2
+            / (part**2 / (seeds - 1) + item**2 / df + both**2 / (seeds - 1) / df)
+            for part in counted
+        )
     half = stats.t.ppf(0.975, df) * variance**0.5
     if seeds > 1 and seeds_vary:
         half = max(half, stats.t.ppf(0.975, seeds - 1) * between**0.5)

@@ -245,8 +245,7 @@ def _cell(
     )  # fmt: skip
     answers = {"prompt": "1+1=", "target": "2", "response": HOSTILE, "finish": "stop", "tokens": 7}
     named = {"item_id": [f"{task}/{i}" for i in range(items)], "cluster": [str(i // phrasings) for i in range(items)]}
-    frame = pd.DataFrame(named).assign(**answers)
-    return summary, frame.assign(score=grades, outcome=outcomes, strict=grades)
+    return summary, pd.DataFrame({**named, **answers, "score": grades, "outcome": outcomes, "strict": grades})
 
 
 def _line(step: int, adapter: str) -> dict[str, Any]:
