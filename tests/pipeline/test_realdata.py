@@ -41,13 +41,13 @@ def scores(folder: Path) -> pd.DataFrame:
 
 
 def test_a_student_learns_real_records_of_each_task(tmp_path: Path):
-    few = ["training.train_items=8", "evaluation.limit=8", "adapters.sft.training.steps=110"]
+    few = ["training.train_items=4", "training.prompts_per_step=4", "evaluation.limit=4", "adapters.sft.training.steps=60"]
     suite = load_suite(SUITE, ["stages=[gsm8k_smoke, toolalpaca_smoke]", *few])
     folder = run(RunSpec(suite, "sft", 0, out=tmp_path / "runs"))
     table = scores(folder)
     own = table[(table["stage"] > 0) & (table["task"] == table["stage_task"])].set_index("task")["score"]
     assert set(own.index) == {"gsm8k_smoke", "toolalpaca_smoke"}
-    assert (own >= 0.85).all(), own  # seven of eight
+    assert (own >= 0.75).all(), own  # three of four
 
 
 @pytest.mark.parametrize("entry", ["opd", "aopd"])
