@@ -41,7 +41,12 @@ def scores(folder: Path) -> pd.DataFrame:
 
 
 def test_a_student_learns_real_records_of_each_task(tmp_path: Path):
-    few = ["training.train_items=4", "training.prompts_per_step=4", "evaluation.limit=4", "adapters.sft.training.steps=60"]
+    few = [
+        "training.train_items=4",
+        "training.prompts_per_step=4",
+        "evaluation.limit=4",
+        "adapters.sft.training.steps=60",
+    ]
     suite = load_suite(SUITE, ["stages=[gsm8k_smoke, toolalpaca_smoke]", *few])
     folder = run(RunSpec(suite, "sft", 0, out=tmp_path / "runs"))
     table = scores(folder)
