@@ -7,7 +7,6 @@ from collections.abc import Collection, Sequence
 from harness.adapter import Adapter, make_adapter
 from harness.config.models import Pretrained, Scratch
 from harness.config.processor import has_bfloat16
-from harness.config.run_spec import RunSpec
 from harness.config.suite import AdapterEntry, Stage, Suite
 from harness.errors import ConfigError
 
@@ -28,18 +27,6 @@ def check_adapters(suite: Suite, entries: Collection[str] | None = None) -> dict
     for name, adapter in chosen.items():
         _refuse(suite, name, adapter, [stage for stage in suite.stages if stage.adapter is None], f"adapters.{name}")
     return adapters
-
-
-def unstored_stages(spec: RunSpec) -> str:
-    """Return a warning about stages that all methods share where machines may share a store alone; empty elsewhere."""
-    shared = [stage.name for stage in spec.stages if stage.shared]
-    if spec.suite.storage is None or not shared or len(spec.suite.adapters) == 1:
-        return ""
-    return (
-        f"stage {', '.join(shared)} is trained once for all methods by way of {spec.out / 'stages'}, which `storage` does not "
-        "hold; machines that do not share this folder each train it, on GPUs to other weights, so put --out on a file system "
-        "that all machines share, or do all methods of a seed on one machine"
-    )
 
 
 def emulated_bfloat16(suite: Suite, entries: Collection[str], device: str) -> str | None:

@@ -21,7 +21,7 @@ from harness.lmeval.library import TaskLibrary
 from harness.lmeval.overlap import stream_overlap
 from harness.lmeval.task import Task
 from harness.lmeval.trial import describe_items, item_warnings, try_task
-from harness.pipeline.adapter_checks import emulated_bfloat16, unstored_stages
+from harness.pipeline.adapter_checks import emulated_bfloat16
 from harness.pipeline.build.model_source import tokenizer_or_reason
 from harness.pipeline.build.scratch_tokenizer import byte_tokenizer
 from harness.pipeline.processes.devices import resolve_device
@@ -46,8 +46,6 @@ def print_dry_run(console: SafeConsole, specs: Sequence[RunSpec]) -> None:
         check_stage_task(tasks[name])
     console.print(_stage_table(specs[0], evaluated))
     console.print(_work_table(specs, cells))
-    if unstored := unstored_stages(specs[0]):
-        console.print(f"[yellow]warning:[/] {escape(unstored)}", highlight=False, soft_wrap=True)
     prompting = tokenizer_or_reason(suite.student, tasks, library)
     _print_needs(console, specs, evaluated, prompting)
     for task in tasks.values():

@@ -40,7 +40,6 @@ from harness.lmeval.library import TaskLibrary
 from harness.lmeval.overlap import stream_overlap
 from harness.lmeval.task import Task
 from harness.lmeval.trial import try_task
-from harness.pipeline.adapter_checks import unstored_stages
 from harness.pipeline.build.model_source import checkpoint_of
 from harness.pipeline.processes.devices import keep_freed_memory, limit_threads, working_device
 from harness.rundir.process.progress import Event, Report
@@ -229,8 +228,6 @@ class RunResources:
         self._check_teacher_contexts(longest)
         for sentence in cut_references(self.spec, stages_on_data(self.spec), self.tasks, renderer):
             self.warn(sentence)
-        if unstored := unstored_stages(self.spec):
-            self.warn(unstored)
 
     def _check_processes(self) -> None:
         if (count := self.suite.parallel.processes) == 1:

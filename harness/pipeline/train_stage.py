@@ -5,9 +5,9 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Generator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from torch import distributed
@@ -62,18 +62,12 @@ class StageTrainer:
     def train(self, folder: StageFolder, stage: PlannedStage, checkpoint: Path) -> Path:
         """Train one stage from `checkpoint`, unless it is trained already, and return the new checkpoint.
 
-        A stage that all methods share is trained by the first run that reaches it; the others copy it. Raises `RunError`
-        where the stage was trained from other weights than the run has now.
+        Raises `RunError` where the stage was trained from other weights than the run has now.
         """
         before = f"stage_{stage.index - 1}" if stage.index > 1 else "start"
         self._stop_if_asked()
         if (done := folder.training_done) is None and stage.shared:
-            waits = Event(self.spec.label, f"wait for stage {stage.index} {stage.name}, which another run trains")
-            with self.shared.locked(key := shared_key(self.resources, stage), partial(self.resources.report, waits)):
-                if (done := self.shared.take(key, folder)) is None:
-                    self.shared.begin(key, folder)
-                    done = self._train(folder, stage, checkpoint, before)
-                self.shared.put(key, folder)
+            done = self._share(folder, stage, checkpoint, before)
         done = done or self._train(folder, stage, checkpoint, before)
         if done.before not in ("", self.resources.weights[before]):
             raise RunError(
@@ -86,6 +80,26 @@ class StageTrainer:
         if done.teacher is not None:
             self.resources.weights[stage.teacher_name] = done.teacher
         return folder.checkpoint
+
+    def _share(self, folder: StageFolder, stage: PlannedStage, checkpoint: Path, before: str) -> DoneFile | None:
+        """Train a stage for all methods, unless another run does so or has done so, here or on a machine with this store."""
+        key, stored = shared_key(self.resources, stage), self.remote.shared_stages()
+        waits = Event(self.spec.label, f"wait for stage {stage.index} {stage.name}, which another run trains")
+        announce, train = cache(partial(self.resources.report, waits)), folder.path / "train"
+        with ExitStack() as alone:
+            alone.enter_context(self.shared.locked(key, announce))
+            if self.shared.take(key, folder) is None:
+                place, stop = self.shared.place(key), self._stop_if_asked
+                once = stored.trained_once(key, place, announce, stop) if stored else nullcontext(True)
+                if alone.enter_context(once):
+                    self.shared.begin(key, folder)
+                    if stored:
+                        stored.begin(key, self.remote.name, folder.path.name, train, self.resources.warn)
+                    self._train(folder, stage, checkpoint, before)
+                else:
+                    self.shared.take(key, folder)
+            self.shared.put(key, folder)
+        return folder.training_done
 
     def _stop_if_asked(self) -> None:
         if self.resources.stop.signal:

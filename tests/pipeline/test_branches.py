@@ -175,30 +175,6 @@ def test_a_killed_shared_stage_goes_on_and_ends_as_an_undisturbed_one(tmp_path: 
     assert manifest(other)["weights"]["stage_1"] == manifest(undisturbed)["weights"]["stage_1"]
 
 
-@pytest.mark.parametrize(
-    ("changes", "warned"),
-    [
-        ({"storage": "bucket"}, True),
-        ({}, False),
-        ({"storage": "bucket", "stages": ["tiny_weather", WARM | {"task": "tiny_currency"}]}, False),
-        ({"storage": "bucket", "adapters": {"opd": {}}}, False),
-    ],
-)
-def test_a_store_that_lacks_what_methods_share_is_a_warning(changes: dict[str, Any], warned: bool, tmp_path: Path):
-    suite = changed_suite(tmp_path, lambda raw: raw.update({"stages": [WARM, "tiny_currency"], **changes}))
-    events: list[Event] = []
-    resources = RunResources(RunSpec(suite, "opd", 0, out=tmp_path), events.append)
-    resources.check()
-    place = str(tmp_path / "stages")
-    assert [place in event.activity for event in events if event.warning and "storage" in event.activity] == [
-        True
-    ] * warned
-    file = write_yaml(tmp_path / "micro.yaml", micro_suite() | {"stages": [WARM, "tiny_currency"], **changes})
-    shown = CliRunner().invoke(app, ["sweep", str(file), "--out", str(tmp_path), "--dry-run"])
-    assert shown.exit_code == 0
-    assert (place in shown.output) == warned
-
-
 @pytest.mark.slow
 def test_another_method_continues_an_interrupted_shared_stage(warm: tuple[Suite, Path], tmp_path: Path):
     suite = warm_suite(tmp_path, snapshot_minutes=0)

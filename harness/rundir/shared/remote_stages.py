@@ -31,6 +31,7 @@ from harness.rundir.shared.listed_folders import (
     read_list,
 )
 from harness.rundir.shared.snapshot_uploads import SnapshotUploads
+from harness.rundir.shared.stored_shared_stages import StoredSharedStages
 from harness.rundir.shared.stored_snapshots import FOLDER as SNAPSHOTS
 from harness.rundir.shared.stored_snapshots import StoredSnapshots
 from harness.rundir.stage_folder import StageFolder
@@ -136,6 +137,18 @@ class RemoteStages:
             return None
         return SnapshotUploads(self._snapshots(*self._open(), folder.path.name), folder.path / "train", warn)
 
+    def shared_stages(self) -> StoredSharedStages | None:
+        """Return the stages in the store that all methods share; None without a store."""
+        if self.url is None:
+            return None
+        system, root = self._open()
+        return StoredSharedStages(system, root.removesuffix(f"/{self.name}"), self.url)
+
+    @property
+    def name(self) -> str:
+        """The run's place in the store."""
+        return self.run.resolve().relative_to(self.out.resolve()).as_posix()
+
     def _snapshots(self, system: Any, root: str, stage: str) -> StoredSnapshots:
         assert self.url is not None
         return StoredSnapshots(system, f"{root}/{SNAPSHOTS}/{stage}", self.url, self._lease)
@@ -185,7 +198,7 @@ class RemoteStages:
             ) from error
         system, root = opened
         system.invalidate_cache()  # what other machines wrote since the last look
-        return system, f"{root.rstrip('/')}/{self.run.resolve().relative_to(self.out.resolve()).as_posix()}"
+        return system, f"{root.rstrip('/')}/{self.name}"
 
 
 def is_done(spec: RunSpec) -> bool:

@@ -37,6 +37,10 @@ class SharedStages:
         _link(self.folder / key / "train", stage.path / "train")
         return stage.training_done
 
+    def place(self, key: str) -> Path:
+        """Return the folder of a finished stage's `train` folder."""
+        return self.folder / key
+
     def begin(self, key: str, stage: StageFolder) -> None:
         """Note that a run trains the stage, after moving the snapshot of the run that did so before it was interrupted.
 
