@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import pickle
 import tempfile
@@ -77,10 +76,8 @@ def _train_together(adapter: bytes, training: Mapping[str, Any]) -> StageOutcome
     """Train in two other processes; raises `ConformanceError` with the first error of one of them."""
     with tempfile.TemporaryDirectory(prefix="conformance-ranks-") as place:
         folder = Path(place)
-        # Both are forked from one process that has imported what they need and computed nothing.
-        multiprocessing.set_forkserver_preload([__name__])
         try:
-            start_processes(_work, (adapter, dict(training), folder), nprocs=PROCESSES, start_method="forkserver")
+            start_processes(_work, (adapter, dict(training), folder), nprocs=PROCESSES, start_method="spawn")
         except ProcessException as error:
             # The other process fails a moment later, because it loses this one.
             known = sorted(folder.glob("error-*.json"), key=lambda file: file.stat().st_mtime_ns)

@@ -30,6 +30,7 @@ def shared_key(resources: RunResources, stage: PlannedStage) -> str:
         "curve": _curve_settings(suite),
         "rollouts": suite.keep_rollouts,
         "start": [resources.weights["start"], resources.model_files()],
+        **({"from": resources.weights[f"stage_{stage.index - 1}"]} if stage.index > 1 else {}),
         "records": manifest.overlap.digests if manifest and manifest.overlap else None,
         "items": _items(resources, before),
         "made with": [resources.device, this_session().packages],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Generator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -66,7 +66,8 @@ class StageTrainer:
         """
         before = f"stage_{stage.index - 1}" if stage.index > 1 else "start"
         self._stop_if_asked()
-        if (done := folder.training_done) is None and stage.shared:
+        done = folder.training_done
+        if stage.shared and (done is None or self.suite.storage is not None):
             done = self._share(folder, stage, checkpoint, before)
         done = done or self._train(folder, stage, checkpoint, before)
         if done.before not in ("", self.resources.weights[before]):
@@ -83,21 +84,23 @@ class StageTrainer:
 
     def _share(self, folder: StageFolder, stage: PlannedStage, checkpoint: Path, before: str) -> DoneFile | None:
         """Train a stage for all methods, unless another run does so or has done so, here or on a machine with this store."""
-        key, stored = shared_key(self.resources, stage), self.remote.shared_stages()
+        key = shared_key(self.resources, stage)
         waits = Event(self.spec.label, f"wait for stage {stage.index} {stage.name}, which another run trains")
-        announce, train = cache(partial(self.resources.report, waits)), folder.path / "train"
-        with ExitStack() as alone:
-            alone.enter_context(self.shared.locked(key, announce))
-            if self.shared.take(key, folder) is None:
-                place, stop = self.shared.place(key), self._stop_if_asked
-                once = stored.trained_once(key, place, announce, stop) if stored else nullcontext(True)
-                if alone.enter_context(once):
+        announce, place = cache(partial(self.resources.report, waits)), self.shared.place(key)
+        with self.shared.locked(key, announce):
+            if folder.training_done is not None and StageFolder(place).training_done is None:
+                return folder.training_done
+            with self.remote.shared_stage(
+                key, place, folder, announce, self._stop_if_asked, self.resources.warn
+            ) as trains:
+                if trains:
                     self.shared.begin(key, folder)
-                    if stored:
-                        stored.begin(key, self.remote.name, folder.path.name, train, self.resources.warn)
                     self._train(folder, stage, checkpoint, before)
-                else:
-                    self.shared.take(key, folder)
+                    self.remote.refuse_lost_stage(folder)
+                    self.shared.put(key, folder)
+            # Where a store has no leases, another machine may have been first.
+            if folder.training_done is None or (trains and StageFolder(place).training_done != folder.training_done):
+                self.shared.take(key, folder)
             self.shared.put(key, folder)
         return folder.training_done
 

@@ -4,8 +4,8 @@ Every seed answers the same items, so a mean over seeds and items varies with bo
 random-effects model, estimated from mean squares, with Satterthwaite's degrees of freedom (Satterthwaite 1946; Cameron,
 Gelbach and Miller 2011 for two-way clustering). Clusters that do not vary beyond noise are left out, because including them
 makes the interval too wide. Where seeds vary beyond noise, the interval is at least as wide as the one over seeds alone,
-because with three seeds Satterthwaite's degrees of freedom promise too much; with a few more seeds the degrees of freedom are
-fewer. The choice rests on simulated coverage; `docs/decisions/` has the tables.
+because with three seeds Satterthwaite's degrees of freedom promise too much. Where the part by seeds is more than twice the
+residual, there are fewer degrees of freedom. The choice rests on simulated coverage; `docs/decisions/` has the tables.
 """
 
 from __future__ import annotations
@@ -85,13 +85,15 @@ def degrees_of_freedom(seeds: Vector, clusters: Vector, both: Vector, df_seeds: 
     """Return the degrees of freedom of seeds + clusters - both: Satterthwaite's, or where seeds clearly vary, fewer.
 
     Few seeds estimate their part badly. Where it comes out too small, the interval is narrow, and Satterthwaite's degrees of
-    freedom are too many at the same time: two equal methods then differ in up to 5.7 % of studies with five seeds. So where
-    the part by seeds is more than twice the residual, the degrees of freedom are at most those for 2.5 times this part.
+    freedom are too many at the same time: with five seeds, two equal methods are then found to differ in up to 5.7 % of
+    studies. So where the part by seeds is more than twice the residual, the degrees of freedom are at most those for 2.5 times
+    this part. They are nan where nothing varies.
     """
 
     def satterthwaite(seeds: Vector) -> Vector:
         total = np.maximum(seeds + clusters - both, np.maximum(seeds, clusters))
-        return total**2 / (seeds**2 / df_seeds + clusters**2 / df_clusters + both**2 / (df_seeds * df_clusters))
+        parts = seeds**2 / df_seeds + clusters**2 / df_clusters + both**2 / (df_seeds * df_clusters)
+        return total**2 / np.where(parts > 0, parts, math.nan)
 
     found = satterthwaite(seeds)
     return np.where(seeds > 2 * both, np.minimum(found, satterthwaite(2.5 * seeds)), found)

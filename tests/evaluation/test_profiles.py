@@ -85,8 +85,9 @@ def test_a_temperature_says_whether_to_sample():
     assert Profile().over(greedy) == greedy
 
 
-def test_each_profile_has_settings_of_its_own_on_the_loaded_task(library: TaskLibrary):
+def test_each_profile_has_settings_of_its_own_on_the_loaded_task(library: TaskLibrary, monkeypatch: pytest.MonkeyPatch):
     task = library.load("tiny_weather")
+    monkeypatch.setattr(type(task.lmeval), "download", lambda *_, **__: pytest.fail("loaded again"))
     before = task.generation
     cells = under_profiles([task], evaluation())
     assert list(cells) == ["tiny_weather", "tiny_weather@sampled"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -293,6 +294,8 @@ def write_task(
         f"def grade(doc, results):\n    {grader or 'raise NotImplementedError'}",
     ]
     (folder / f"{name}_code.py").write_text("\n".join(code), encoding="utf-8")
+    # Python takes bytecode of the same second and size for that of this file.
+    shutil.rmtree(folder / "__pycache__", ignore_errors=True)
     config = {k: v for k, v in {"task": name, **TASK_FILE, **changes}.items() if v is not None}
     functions = [f"custom_dataset: !function {name}_code.records"]
     functions += [f"process_results: !function {name}_code.grade"] if grader else []

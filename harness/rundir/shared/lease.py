@@ -49,14 +49,22 @@ class StoredLease:
 class Lease:
     """A lease on the folder `root` of an fsspec file system; `url` is the store's name in messages.
 
-    `machine` names this machine and its process ids: an owner with the same one that is gone need not be waited for.
+    `what` is leased, for messages. `machine` names this machine and its process ids: an owner with the same one that is gone
+    need not be waited for.
     """
 
     def __init__(
-        self, system: Any, root: str, url: str, valid: float = VALID, renewal: float = RENEWAL, machine: str = ""
+        self,
+        system: Any,
+        root: str,
+        url: str,
+        valid: float = VALID,
+        renewal: float = RENEWAL,
+        machine: str = "",
+        what: str = "run",
     ) -> None:
         self.system, self.folder, self.url = system, f"{root}/{FOLDER}", url
-        self.valid, self.renewal = valid, renewal
+        self.valid, self.renewal, self.what = valid, renewal, what
         self.identity = {
             "lease": uuid.uuid4().hex, "host": platform.node(), "process": os.getpid(), "machine": machine or _this_machine(),
             "started": psutil.Process().create_time(), "since": now(),
@@ -75,7 +83,7 @@ class Lease:
             else:
                 warn(
                     f"storage {self.url} cannot create a file only where there is none, so nothing keeps two machines from "
-                    "doing this run at once; start each run from one place"
+                    f"doing this {self.what} at once; start each run from one place"
                 )
         ended = threading.Event()
         renewing = threading.Thread(target=self._renew, args=(ended,), name="lease", daemon=True)
@@ -97,7 +105,9 @@ class Lease:
         try:
             _create_exclusively(self.system, path, b"first")
         except Exception:  # stores that do not know the mode say so in many ways
-            self.system.pipe_file(path, b"none")  # raises where the store takes no file at all
+            # A store that is asked again after a time-out refuses what the first try has created.
+            if not (self.system.exists(path) and self.system.cat_file(path) == b"first"):
+                self.system.pipe_file(path, b"none")  # raises where the store takes no file at all
         with suppress(Exception):
             _create_exclusively(self.system, path, b"second")
         try:
@@ -109,7 +119,7 @@ class Lease:
         """Raise `RunError` where another process has taken the lease since, as after a long pause of this one."""
         if self.number and (found := self._newest()) is not None and not self._is_own(found):
             raise RunError(
-                f"storage {self.url}: {found.owner} took this run over, since this process had not renewed its lease for "
+                f"storage {self.url}: {found.owner} took this {self.what} over, since this process had not renewed its lease for "
                 f"{self.valid:g} seconds; this process stops, and the other one goes on"
             )
 
@@ -125,11 +135,13 @@ class Lease:
             elif watched is None and found is not None:
                 watched, since = found, time.monotonic()
                 warn(
-                    f"storage {self.url} names {found.owner} for this run; waiting up to {self.valid:g} s for a sign of it"
+                    f"storage {self.url} names {found.owner} for this {self.what}; waiting up to "
+                    f"{self.valid:g} s for a sign of it"
                 )
             elif found is not None and found != watched:
                 raise InUseError(
-                    f"{found.owner} does this run, as storage {self.url} says; wait for it, or end it and start again"
+                    f"{found.owner} does this {self.what}, as storage {self.url} says; wait for it, or "
+                    "end it and start again"
                 )
             time.sleep(min(1.0, self.renewal / 4))
 
@@ -184,6 +196,7 @@ class Lease:
         try:
             _create_exclusively(self.system, path, content)
         except OSError:
+            self.system.invalidate_cache()  # it lists the folder as it was before another process created the file
             if not self.system.exists(path):
                 raise
         # A store that is asked again after a time-out refuses what the first try has created.

@@ -8,6 +8,7 @@ shared. A lease says who does the run.
 from __future__ import annotations
 
 import json
+import shutil
 import uuid
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -52,6 +53,7 @@ class RemoteStages:
     out: Path
     spec: RunSpec | None = None
     _lease: Lease | None = field(default=None, init=False, repr=False)
+    _stage_lease: Lease | None = field(default=None, init=False, repr=False)
 
     @classmethod
     def of(cls, spec: RunSpec) -> RemoteStages:
@@ -137,12 +139,43 @@ class RemoteStages:
             return None
         return SnapshotUploads(self._snapshots(*self._open(), folder.path.name), folder.path / "train", warn)
 
-    def shared_stages(self) -> StoredSharedStages | None:
-        """Return the stages in the store that all methods share; None without a store."""
+    @contextmanager
+    def shared_stage(
+        self,
+        key: str,
+        place: Path,
+        folder: StageFolder,
+        announce: Callable[[], object],
+        stop_if_asked: Callable[[], object],
+        warn: Callable[[str], object],
+    ) -> Generator[bool]:
+        """Yield whether the block has to train a stage that all methods share, in `folder`, and to put it into `place`.
+
+        Otherwise `place` has it. With a store other machines count too; see `StoredSharedStages.trained_once`. What another
+        machine took over while this one was away is removed from `folder`.
+        """
         if self.url is None:
-            return None
+            yield StageFolder(place).training_done is None
+            return
         system, root = self._open()
-        return StoredSharedStages(system, root.removesuffix(f"/{self.name}"), self.url)
+        stored = StoredSharedStages(system, root.removesuffix(f"/{self.name}"), self.url)
+        with stored.trained_once(key, place, announce, stop_if_asked) as self._stage_lease:
+            try:
+                if self._stage_lease is not None:
+                    stored.begin(key, self.name, folder.path.name, folder.path / "train", warn)
+                yield self._stage_lease is not None
+            finally:
+                self._stage_lease = None
+
+    def refuse_lost_stage(self, folder: StageFolder) -> None:
+        """Raise `RunError` where another machine took over the shared stage that was trained in `folder`, and remove it."""
+        with errors_told(f"storage {self.url} does not give the lease of {folder.path}"):
+            try:
+                if self._stage_lease is not None:
+                    self._stage_lease.refuse_lost()
+            except RunError as error:
+                shutil.rmtree(folder.path / "train")
+                raise RunError(f"{error}; the same command takes what that one trained") from error
 
     @property
     def name(self) -> str:
@@ -151,7 +184,8 @@ class RemoteStages:
 
     def _snapshots(self, system: Any, root: str, stage: str) -> StoredSnapshots:
         assert self.url is not None
-        return StoredSnapshots(system, f"{root}/{SNAPSHOTS}/{stage}", self.url, self._lease)
+        leases = tuple(lease for lease in (self._lease, self._stage_lease) if lease is not None)
+        return StoredSnapshots(system, f"{root}/{SNAPSHOTS}/{stage}", self.url, leases)
 
     def _refuse_another(self, stored: dict[str, Any] | None, root: str) -> None:
         """Raise `RunError` where the store or the run's folder holds a run of another configuration."""

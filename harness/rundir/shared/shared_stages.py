@@ -31,7 +31,12 @@ class SharedStages:
         return waiting_lock(self.folder / f"{key}.lock", announce)
 
     def take(self, key: str, stage: StageFolder) -> DoneFile | None:
-        """Put the stage with this key into a run, in place of an unfinished training; None where nobody trained it yet."""
+        """Put the stage with this key into a run, in place of an unfinished training; None where nobody trained it yet.
+
+        What a killed process left of it is removed. The caller holds the lock.
+        """
+        for partial in [*self.folder.glob(f".{key}.*"), *(self.folder / key).glob(".train.*")]:
+            shutil.rmtree(partial, ignore_errors=True)
         if StageFolder(self.folder / key).training_done is None:
             return None
         _link(self.folder / key / "train", stage.path / "train")

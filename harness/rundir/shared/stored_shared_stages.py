@@ -1,26 +1,38 @@
 """Stages that all methods share, in a store: of several machines one trains each of them, and the others fetch it.
 
-`<url>/stages/<key>/` has the files of a finished stage, `<url>/stages/complete/<key>.json` the list of them, which is written
-last, and `<url>/stages/training/<key>/` the lease of the machine that trains it and the place of its snapshots.
+`<url>/stages/<key>/<id>/` has the files of a finished stage. `<url>/stages/complete/<key>.json` lists them; the
+first machine that has the stage writes it last, and it stays. `<url>/stages/training/<key>/` has the lease of the machine that
+trains it, and names the runs that have snapshots of it.
 """
 
 from __future__ import annotations
 
-import json
+import time
+import uuid
 from collections.abc import Callable, Generator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from harness.errors import InUseError, RunError
+from harness.rundir.files import DONE, file_digest
 from harness.rundir.shared.lease import RENEWAL, VALID, Lease
-from harness.rundir.shared.listed_folders import errors_told, fetch_folder, is_inside, put_folder, read_list
+from harness.rundir.shared.listed_folders import (
+    DamagedFolderError,
+    errors_told,
+    fetch_folder,
+    files_in,
+    is_inside,
+    put_file,
+    read_list,
+    write_list,
+)
 from harness.rundir.shared.stored_snapshots import FOLDER as SNAPSHOTS
 from harness.rundir.shared.stored_snapshots import StoredSnapshots
 from harness.rundir.stage_folder import StageFolder
 
-FOLDER = "stages"
+FOLDER, NOTE, TRAIN = "stages", "trained_in.json", "train"
 
 
 @dataclass(frozen=True)
@@ -36,45 +48,54 @@ class StoredSharedStages:
     @contextmanager
     def trained_once(
         self, key: str, place: Path, announce: Callable[[], object], stop_if_asked: Callable[[], object]
-    ) -> Generator[bool]:
-        """Yield True where the block has to train the stage and to leave it in `place`, which is stored afterwards.
+    ) -> Generator[Lease | None]:
+        """Yield the lease under which the block has to train the stage into `place`, which is stored afterwards.
 
-        Otherwise `place` has the stage that another machine trained. While that machine trains it, `announce` and
-        `stop_if_asked` are called again and again; the latter raises what ends the wait. Raises `RunError` where the store
-        does not answer, and where another machine took the stage over, because this one was away.
+        It yields None where `place` has the store's stage in the end: another machine trained it, or it was here already and
+        is stored now. While another machine trains it, `announce` and `stop_if_asked` are called again and again; the latter
+        raises what ends the wait. Raises `RunError` where the store does not answer for `valid` seconds, and where another
+        machine took the stage over, because this one was away.
         """
-        while not self._fetch(key, place):
-            lease = Lease(self.system, self._training(key), self.url, self.valid, self.renewal)
-            with ExitStack() as held:
+        with errors_told(f"storage {self.url} takes no lease"):
+            lease = Lease(self.system, self._training(key), self.url, self.valid, self.renewal, what="stage")
+            leases = lease.is_possible()
+        with ExitStack() as held:
+            silent_since = None
+            while True:
                 try:
-                    # Where the store has no leases, each machine may train the stage, as it may do the run.
-                    held.enter_context(lease.held(lambda _: announce()) if lease.is_possible() else nullcontext())
-                except InUseError:
-                    stop_if_asked()
-                    continue
-                if self._fetch(key, place):
+                    if not (found := self._fetch(key, place)) and leases:
+                        held.enter_context(lease.held(lambda _: announce()))
+                        found = self._fetch(key, place)
                     break
-                yield True
-                lease.refuse_lost()
-                self._put(key, place)
-                return
-        yield False
+                except InUseError:
+                    silent_since = None
+                except DamagedFolderError as error:
+                    remedy = f"remove {self._list(key)} there, and a machine that lacks the stage makes it again"
+                    raise RunError(f"{error}; {remedy}") from error
+                except RunError:
+                    silent_since = silent_since or time.monotonic()
+                    if time.monotonic() - silent_since > self.valid:
+                        raise
+                    time.sleep(self.renewal)
+                stop_if_asked()
+            yield None if StageFolder(place).training_done is not None else lease
+            if not found:
+                self._put(key, place, lease)
 
     def begin(self, key: str, run: str, stage: str, train: Path, warn: Callable[[str], object]) -> None:
-        """Note which run trains the stage; without a snapshot, `train` gets the newest one of the run noted before.
+        """Note that a run trains the stage; `train` gets the newest snapshot of the runs that did so before.
 
         `run` and `stage` are the names of their folders in the store.
         """
-        note = f"{self._training(key)}/trained_in.json"
+        own, note = f"{run}/{SNAPSHOTS}/{stage}", f"{self._training(key)}/{NOTE}"
         with errors_told(f"storage {self.url} does not give the stages that methods share"):
-            if (before := read_list(self.system, note)) is not None and (before["run"], before["stage"]) != (
-                run,
-                stage,
-            ):
-                place = f"{self.root}/{before['run']}/{SNAPSHOTS}/{before['stage']}"
-                StoredSnapshots(self.system, place, self.url).fetch(train, warn)
-            self.system.makedirs(self._training(key), exist_ok=True)
-            self.system.pipe_file(note, json.dumps({"run": run, "stage": stage}).encode())
+            places = read_list(self.system, note) or {}
+            for place in places.keys() - {own}:
+                # Since the note was written, that run may have begun another stage of this name.
+                if read_list(self.system, f"{self.root}/{place}/{NOTE}") == {"key": key}:
+                    StoredSnapshots(self.system, f"{self.root}/{place}", self.url).fetch(train, warn)
+            write_list(self.system, note, {**places, own: key})
+            write_list(self.system, f"{self.root}/{own}/{NOTE}", {"key": key})
 
     def _training(self, key: str) -> str:
         return f"{self.root}/{FOLDER}/training/{key}"
@@ -82,21 +103,40 @@ class StoredSharedStages:
     def _list(self, key: str) -> str:
         return f"{self.root}/{FOLDER}/complete/{key}.json"
 
+    def _listed(self, key: str) -> tuple[str, dict[str, str]] | None:
+        """Return the folder of a stored stage, and its files with their digests; None where the store lacks it."""
+        self.system.invalidate_cache()
+        if not (files := read_list(self.system, self._list(key))):
+            return None
+        folder = next(iter(files)).partition("/")[0]
+        return folder, {name.removeprefix(f"{folder}/"): value for name, value in files.items()}
+
     def _fetch(self, key: str, place: Path) -> bool:
-        """Return whether the stage is in `place`, after fetching it where the store has it whole."""
-        if StageFolder(place).training_done is not None:
-            return True
+        """Return whether the store has the stage, after putting it into `place` unless that has it already."""
         with errors_told(f"storage {self.url} does not give the stages that methods share"):
-            self.system.invalidate_cache()
-            if (files := read_list(self.system, self._list(key))) is None:
+            if (listed := self._listed(key)) is None:
                 return False
-            if wrong := [name for name in files if not is_inside(place, name)]:
-                raise RunError(
-                    f"{self._list(key)} in storage {self.url} lists {wrong[0]!r}, which is no file of a stage"
-                )
-            fetch_folder(self.system, f"{self.root}/{FOLDER}/{key}", files, place, self.url)
+            folder, files = listed
+            if wrong := [name for name in files if not is_inside(place, name) or not name.startswith(f"{TRAIN}/")]:
+                raise DamagedFolderError(f"storage {self.url} lists {wrong[0]!r}, which is no file of a stage")
+            here = StageFolder(place).training_done is not None and file_digest(place / TRAIN / DONE)
+            if here != files.get(f"{TRAIN}/{DONE}"):
+                fetch_folder(self.system, f"{self.root}/{FOLDER}/{key}/{folder}", files, place, self.url)
         return True
 
-    def _put(self, key: str, place: Path) -> None:
+    def _put(self, key: str, place: Path, lease: Lease) -> None:
+        """Store the stage in `place`, unless another machine was first: then `place` gets that one's."""
         with errors_told(f"storage {self.url} does not take a stage that methods share"):
-            put_folder(self.system, place, f"{self.root}/{FOLDER}/{key}", self._list(key))
+            lease.refuse_lost()
+            folder, files = uuid.uuid4().hex[:8], files_in(place / TRAIN)
+            for name in files:
+                put_file(self.system, place / TRAIN / name, f"{self.root}/{FOLDER}/{key}/{folder}/{TRAIN}/{name}")
+            lease.refuse_lost()
+            if self._fetch(key, place):
+                self.system.rm(f"{self.root}/{FOLDER}/{key}/{folder}", recursive=True)
+                return
+            write_list(
+                self.system, self._list(key), {f"{folder}/{TRAIN}/{name}": value for name, value in files.items()}
+            )
+            with suppress(FileNotFoundError):
+                self.system.rm_file(f"{self._training(key)}/{NOTE}")

@@ -44,7 +44,7 @@ class StoredSnapshots:
     system: Any
     place: str
     url: str
-    lease: Lease | None = None
+    leases: tuple[Lease, ...] = ()
 
     def put(self, step: int, folder: Path) -> None:
         """Store the files of a folder as the snapshot before `step`, and remove earlier ones.
@@ -106,11 +106,11 @@ class StoredSnapshots:
                 self.system.rm(path, recursive=True)
 
     def _refuse_lost(self) -> None:
-        if self.lease is not None:
-            try:
-                self.lease.refuse_lost()
-            except RunError as error:
-                raise LostLeaseError(str(error)) from error
+        try:
+            for lease in self.leases:
+                lease.refuse_lost()
+        except RunError as error:
+            raise LostLeaseError(str(error)) from error
 
 
 _WITHOUT = "the stage continues from an earlier snapshot, or begins again where there is none"

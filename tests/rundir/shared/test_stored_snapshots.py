@@ -34,7 +34,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Generator[str]:
 
 def stored(url: str, lease: Lease | None = None) -> StoredSnapshots:
     system, root = fsspec.core.url_to_fs(url)
-    return StoredSnapshots(system, f"{root}/snapshots/stage_1_sums", url, lease)
+    return StoredSnapshots(system, f"{root}/snapshots/stage_1_sums", url, (lease,) if lease else ())
 
 
 def training(folder: Path, *steps: int, uploads: SnapshotUploads | None = None) -> Path:
