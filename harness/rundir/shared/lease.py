@@ -119,8 +119,8 @@ class Lease:
         """Raise `RunError` where another process has taken the lease since, as after a long pause of this one."""
         if self.number and (found := self._newest()) is not None and not self._is_own(found):
             raise RunError(
-                f"storage {self.url}: {found.owner} took this {self.what} over, since this process had not renewed its lease for "
-                f"{self.valid:g} seconds; this process stops, and the other one goes on"
+                f"storage {self.url}: {found.owner} took this {self.what} over, since this process had not renewed its lease "
+                f"for {self.valid:g} seconds; this process stops, and the other one goes on"
             )
 
     def _acquire(self, warn: Callable[[str], object]) -> None:
