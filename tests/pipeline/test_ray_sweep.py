@@ -45,6 +45,7 @@ class Nodes:
         from ray.cluster_utils import Cluster  # pyright: ignore[reportMissingImports]
 
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a machine's other interfaces may lead nowhere
+        os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's workers wait for all other work of a busy machine
         self.cluster: Any = Cluster(
             initialize_head=True,
             head_node_args={"num_cpus": driver, "_system_config": FAST, "include_dashboard": False},
