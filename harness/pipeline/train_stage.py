@@ -44,6 +44,7 @@ from harness.rundir.retention import check_space, snapshots_at_once
 from harness.rundir.shared.remote_stages import RemoteStages
 from harness.rundir.shared.shared_stages import SharedStages
 from harness.rundir.stage_folder import StageFolder
+from harness.rundir.store import RunStore
 from harness.rundir.training.rollout_log import RolloutLog, keep_nothing
 from harness.rundir.training.snapshots import FileSnapshots
 from harness.teachers.teacher import OpenTeacher
@@ -87,9 +88,13 @@ class StageTrainer:
         key = shared_key(self.resources, stage)
         waits = Event(self.spec.label, f"wait for stage {stage.index} {stage.name}, which another run trains")
         announce, place = cache(partial(self.resources.report, waits)), self.shared.place(key)
+        manifest = RunStore(self.spec.path).manifest
+        used = manifest is not None and f"stage_{stage.index}" in manifest.weights
         with self.shared.locked(key, announce):
             if folder.training_done is not None and StageFolder(place).training_done is None:
-                return folder.training_done
+                if not self.shared.is_due(key, folder):
+                    return folder.training_done
+                self.shared.put(key, folder)
             with self.remote.shared_stage(
                 key, place, folder, announce, self._stop_if_asked, self.resources.warn
             ) as trains:
@@ -98,8 +103,8 @@ class StageTrainer:
                     self._train(folder, stage, checkpoint, before)
                     self.remote.refuse_lost_stage(folder)
                     self.shared.put(key, folder)
-            # Where a store has no leases, another machine may have been first.
-            if folder.training_done is None or (trains and StageFolder(place).training_done != folder.training_done):
+            # Another machine may have been first, where this one lost its lease or the store has none.
+            if folder.training_done is None or (not used and StageFolder(place).training_done != folder.training_done):
                 self.shared.take(key, folder)
             self.shared.put(key, folder)
         return folder.training_done

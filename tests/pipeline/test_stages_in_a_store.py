@@ -52,3 +52,46 @@ def test_another_machine_continues_the_stage_of_a_lost_one(tmp_path: Path):
     first = run(RunSpec(suite, "opd", 0, out=tmp_path / "here"))
     assert manifest(first)["weights"]["stage_1"] == manifest(whole)["weights"]["stage_1"]
     assert not list((tmp_path / "bucket").glob("*/opd/*/*/snapshots/*/*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["lease.Lease.refuse_lost", "stored_shared_stages.StoredSharedStages._put"])
+def test_a_store_that_is_away_when_the_stage_is_trained_gets_it_from_the_same_command(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    suite, there = suite_with_store(tmp_path).model_copy(update={"snapshot_minutes": None}), list[Event]()
+    mine = RunSpec(suite, "opd", 0, out=tmp_path / "here")
+
+    def fail(*_: Any) -> None:
+        raise RunError("no route to the store")
+
+    def lose(event: Event) -> None:
+        if event.activity == TRAINS and event.done == 3:
+            patch.setattr(f"harness.rundir.shared.{place}", fail)
+
+    with monkeypatch.context() as patch, pytest.raises(RunError, match="no route"):
+        run(mine, lose)
+    first = run(mine)
+    second = run(RunSpec(suite, "sft", 0, out=tmp_path / "there"), there.append)
+    assert TRAINS not in {event.activity for event in there}
+    assert manifest(second)["weights"]["stage_1"] == manifest(first)["weights"]["stage_1"]
+
+
+@pytest.mark.slow
+def test_a_stage_that_another_machine_stored_first_replaces_one_that_was_not_used_yet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    suite = suite_with_store(tmp_path)
+    mine = RunSpec(suite, "opd", 0, out=tmp_path / "here")
+
+    def fail(*_: Any) -> None:
+        raise RunError("no route to the store")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("harness.rundir.shared.stored_shared_stages.StoredSharedStages._put", fail)
+        with pytest.raises(RunError, match="no route"):
+            run(mine)
+    done = tmp_path / "there/micro/sft/default/seed0/stage_1_tiny_weather/train/done.json"
+    run(RunSpec(suite, "sft", 0, out=tmp_path / "there"))
+    first = run(mine)
+    assert (first / "stage_1_tiny_weather/train/done.json").read_text() == done.read_text()

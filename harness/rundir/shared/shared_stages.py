@@ -68,6 +68,10 @@ class SharedStages:
         same = read_json(folder / SHARED) == key and (folder / "train" / SNAPSHOT).is_file()
         return folder / "train" if same else None
 
+    def is_due(self, key: str, stage: StageFolder) -> bool:
+        """Return whether a run trained the stage under this key, and ended before it was kept for others."""
+        return read_json(stage.path / SHARED) == key
+
     def put(self, key: str, stage: StageFolder) -> None:
         """Keep a run's finished stage for others."""
         for note in (stage.path / SHARED, self.folder / f"{key}.json"):

@@ -60,11 +60,12 @@ class StoredSharedStages:
             lease = Lease(self.system, self._training(key), self.url, self.valid, self.renewal, what="stage")
             leases = lease.is_possible()
         with ExitStack() as held:
-            silent_since = None
+            silent_since, waits = None, leases
             while True:
                 try:
-                    if not (found := self._fetch(key, place)) and leases:
+                    if not (found := self._fetch(key, place)) and waits:
                         held.enter_context(lease.held(lambda _: announce()))
+                        waits = False  # a process would wait for its own lease
                         found = self._fetch(key, place)
                     break
                 except InUseError:
@@ -91,9 +92,12 @@ class StoredSharedStages:
         with errors_told(f"storage {self.url} does not give the stages that methods share"):
             places = read_list(self.system, note) or {}
             for place in places.keys() - {own}:
-                # Since the note was written, that run may have begun another stage of this name.
-                if read_list(self.system, f"{self.root}/{place}/{NOTE}") == {"key": key}:
-                    StoredSnapshots(self.system, f"{self.root}/{place}", self.url).fetch(train, warn)
+                with _told(
+                    warn, f"storage {self.url} does not give the snapshots in {place}, so it goes on without them"
+                ):
+                    # Since the note was written, that run may have begun another stage of this name.
+                    if read_list(self.system, f"{self.root}/{place}/{NOTE}") == {"key": key}:
+                        StoredSnapshots(self.system, f"{self.root}/{place}", self.url).fetch(train, warn)
             write_list(self.system, note, {**places, own: key})
             write_list(self.system, f"{self.root}/{own}/{NOTE}", {"key": key})
 
@@ -140,3 +144,12 @@ class StoredSharedStages:
             )
             with suppress(FileNotFoundError):
                 self.system.rm_file(f"{self._training(key)}/{NOTE}")
+
+
+@contextmanager
+def _told(warn: Callable[[str], object], what: str) -> Generator[None]:
+    """Warn of an error in the block and go on."""
+    try:
+        yield
+    except Exception as error:  # each kind of store has errors of its own
+        warn(f"{what} ({error})")

@@ -190,3 +190,19 @@ def test_snapshots_of_all_runs_that_trained_the_stage_are_looked_at(store: Store
     assert (note("none") / SNAPSHOT).is_file(), "sft was lost before its first upload"
     note("opd", key="another")
     assert not (note("aopd") / SNAPSHOT).is_file(), "opd has begun another stage since"
+
+
+def test_a_store_that_is_away_after_the_lease_does_not_keep_the_stage_from_its_holder(
+    store: StoredSharedStages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    real, looks = StoredSharedStages._listed, list[int]()
+
+    def flaky(self: StoredSharedStages, key: str) -> object:
+        looks.append(1)
+        if len(looks) == 2:
+            raise OSError("slow down")
+        return real(self, key)
+
+    monkeypatch.setattr(StoredSharedStages, "_listed", flaky)
+    assert once(store, tmp_path / "a/k")
+    assert len(looks) > 2
