@@ -92,12 +92,14 @@ class StoredSharedStages:
         with errors_told(f"storage {self.url} does not give the stages that methods share"):
             places = read_list(self.system, note) or {}
             for place in places.keys() - {own}:
-                with _told(
-                    warn, f"storage {self.url} does not give the snapshots in {place}, so it goes on without them"
-                ):
+                try:
                     # Since the note was written, that run may have begun another stage of this name.
                     if read_list(self.system, f"{self.root}/{place}/{NOTE}") == {"key": key}:
                         StoredSnapshots(self.system, f"{self.root}/{place}", self.url).fetch(train, warn)
+                except Exception as error:  # each kind of store has errors of its own
+                    warn(
+                        f"storage {self.url} does not give the snapshots in {place}, so it goes on without them ({error})"
+                    )
             write_list(self.system, note, {**places, own: key})
             write_list(self.system, f"{self.root}/{own}/{NOTE}", {"key": key})
 
@@ -144,12 +146,3 @@ class StoredSharedStages:
             )
             with suppress(FileNotFoundError):
                 self.system.rm_file(f"{self._training(key)}/{NOTE}")
-
-
-@contextmanager
-def _told(warn: Callable[[str], object], what: str) -> Generator[None]:
-    """Warn of an error in the block and go on."""
-    try:
-        yield
-    except Exception as error:  # each kind of store has errors of its own
-        warn(f"{what} ({error})")
