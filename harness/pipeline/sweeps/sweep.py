@@ -8,9 +8,10 @@ from __future__ import annotations
 import multiprocessing
 import signal
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.process import BaseProcess
+from typing import NoReturn
 
 from torch import distributed
 
@@ -36,6 +37,8 @@ from harness.pipeline.sweeps.workers import worker_end, worker_pool
 from harness.rundir.process.progress import Event, Report
 from harness.rundir.store import is_finished
 from harness.rundir.training.snapshots import StopRequest
+
+SIGNAL_SECONDS = 0.5  # the longest wait until a signal is answered
 
 
 def threads_of(suite: Suite, workers: int) -> int | None:
@@ -220,22 +223,30 @@ def _run_in_worker(spec: RunSpec, threads: int | None) -> None:
 def _drain(
     pending: dict[Future[None], RunSpec | None], on_finished: Callable[[RunSpec], object], stop: StopRequest
 ) -> None:
-    for future in as_completed(pending):
-        spec = pending[future]
-        if (error := future.exception()) is not None:
-            if stop.signal:
-                raise RunError(f"stopped by {stop.signal}; the same command continues")
-            if isinstance(error, SystemExit):
-                raise RunError("a worker was ended by a signal; the same command continues") from error
-            if isinstance(error, HarnessError) and spec:
-                raise type(error)(f"{spec.label}: {error}")
-            if isinstance(error, ImportError):
-                raise RunError(
-                    f"a worker process cannot import what runs need ({error}); `harness doctor` names what is missing"
-                ) from error
-            raise error
-        if spec is not None:
-            on_finished(spec)
+    left = set(pending)
+    while left:
+        # A signal that the system gives to another thread does not wake this one, in which Python answers it.
+        done, left = wait(left, SIGNAL_SECONDS, FIRST_COMPLETED)
+        for future in done:
+            spec = pending[future]
+            if (error := future.exception()) is not None:
+                _raise(error, spec, stop)
+            if spec is not None:
+                on_finished(spec)
+
+
+def _raise(error: BaseException, spec: RunSpec | None, stop: StopRequest) -> NoReturn:
+    if stop.signal:
+        raise RunError(f"stopped by {stop.signal}; the same command continues")
+    if isinstance(error, SystemExit):
+        raise RunError("a worker was ended by a signal; the same command continues") from error
+    if isinstance(error, HarnessError) and spec:
+        raise type(error)(f"{spec.label}: {error}")
+    if isinstance(error, ImportError):
+        raise RunError(
+            f"a worker process cannot import what runs need ({error}); `harness doctor` names what is missing"
+        ) from error
+    raise error
 
 
 def _why_broken(workers: Sequence[BaseProcess]) -> str:
