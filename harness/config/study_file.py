@@ -69,6 +69,9 @@ class Study(Strict):
     name: Name
     title: str
     suite: str
+    settings: dict[str, Any] = Field(
+        default={}, description="suite keys that are set in every run, unless --set changes them"
+    )
     entries: Names
     seeds: Seeds
     looks: Looks | None = Field(default=None, description=LOOKS_MEAN)

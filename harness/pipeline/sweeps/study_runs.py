@@ -7,6 +7,7 @@ adapter that a factor's key does not affect is not trained again, and finished r
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Iterator, Sequence
@@ -94,8 +95,9 @@ def plan_study(name: str, overrides: Sequence[str] = (), out: Path = Path("runs"
     share a folder, and more than `MOST_RUNS` runs.
     """
     study = load_study(name)
-    base = _as_planned(load_suite(study.suite, overrides), study)
-    plan = Plan(study, base, tuple(_points(study, base, overrides, out)), name, tuple(overrides), out)
+    changes = [*(f"{key}={json.dumps(value)}" for key, value in study.settings.items()), *overrides]
+    base = _as_planned(load_suite(study.suite, changes), study)
+    plan = Plan(study, base, tuple(_points(study, base, changes, out)), name, tuple(overrides), out)
     _check_paths(plan)
     if len(plan.specs) > MOST_RUNS:
         raise ConfigError(

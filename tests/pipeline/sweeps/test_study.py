@@ -116,6 +116,21 @@ def test_overrides_reach_every_run(tmp_path: Path):
     assert plan.base.training.steps == 5
 
 
+def test_a_studys_settings_are_set_in_every_run_below_overrides_and_a_factors_own(tmp_path: Path):
+    step, rate = "training.prompts_per_step", "training.optimizer.lr"
+    factors = {"rate": RATES, "prompts": {"title": "P", "key": step, "values": [8, 16], "entries": ["opd"]}}
+    settings = {step: 16, rate: 3.0e-5}
+    study(tmp_path, factors, seeds=[0], settings=settings)
+    plan = plan_study(str(tmp_path / "trial.yaml"), [f"{rate}=7.0e-5"], tmp_path / "runs")
+    drawn = {(point.factor, point.value): point.spec.suite.training for point in plan.points}
+    assert {each: training.prompts_per_step for each, training in drawn.items()} == {
+        **{("rate", value): 16 for value in RATES["values"]},
+        **{("prompts", value): value for value in (8, 16)},
+    }
+    assert {drawn["prompts", value].optimizer.lr for value in (8, 16)} == {7e-5}
+    assert plan.base.training.prompts_per_step == 16
+
+
 @pytest.mark.parametrize(
     ("against", "references"),
     [
