@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import pickle
 import tempfile
@@ -73,11 +74,15 @@ def _train(adapter: Adapter, folder: Path, training: Mapping[str, Any]) -> Stage
 
 
 def _train_together(adapter: bytes, training: Mapping[str, Any]) -> StageOutcome:
-    """Train in two other processes; raises `ConformanceError` with the first error of one of them."""
+    """Train in two other processes; raises `ConformanceError` with the first error of one of them.
+
+    They are forked from a process that has imported what they need and computed nothing.
+    """
+    multiprocessing.set_forkserver_preload([__name__])
     with tempfile.TemporaryDirectory(prefix="conformance-ranks-") as place:
         folder = Path(place)
         try:
-            start_processes(_work, (adapter, dict(training), folder), nprocs=PROCESSES, start_method="spawn")
+            start_processes(_work, (adapter, dict(training), folder), nprocs=PROCESSES, start_method="forkserver")
         except ProcessException as error:
             # The other process fails a moment later, because it loses this one.
             known = sorted(folder.glob("error-*.json"), key=lambda file: file.stat().st_mtime_ns)

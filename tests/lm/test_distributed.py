@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, distributed, multiprocessing
+from torch import Tensor, distributed
 from torch.nn.parallel import DistributedDataParallel
 
 from harness.adapter import make_adapter
@@ -22,6 +22,7 @@ from harness.lm.ranks import current_ranks
 from harness.lm.rollouts import Batch, make_batches
 from harness.pipeline.processes.rank_processes import leave_group
 from tests.support.models import assert_same_gradients, gradients, qwen3, rollout
+from tests.support.processes import start_together
 from tests.support.stages import Recorder, stage
 
 ROLLOUTS = [
@@ -129,7 +130,7 @@ def test_no_loss_reaches_the_output_layer_outside_the_wrapped_forward(name: str,
 
 @pytest.mark.slow
 def test_two_processes_have_the_gradients_of_the_whole_batch(tmp_path: Path):
-    multiprocessing.spawn(work, (str(tmp_path),), nprocs=2)  # pyright: ignore[reportPrivateImportUsage]
+    start_together(work, 2, str(tmp_path))
     student = StudentForward(qwen3())
     loss_of(student, ROLLOUTS).backward()
     for rank in range(2):
@@ -138,12 +139,12 @@ def test_two_processes_have_the_gradients_of_the_whole_batch(tmp_path: Path):
 
 @pytest.mark.slow
 def test_processes_wait_for_the_first_as_long_as_it_works_and_no_longer_than_it_lives(tmp_path: Path):
-    multiprocessing.spawn(wait_for_a_slow_first_process, (str(tmp_path),), nprocs=2)  # pyright: ignore[reportPrivateImportUsage]
+    start_together(wait_for_a_slow_first_process, 2, str(tmp_path))
     assert (tmp_path / "noticed").exists()
 
 
 @pytest.mark.slow
 def test_a_group_can_be_left_right_after_its_last_collective(tmp_path: Path):
-    multiprocessing.spawn(leave_many_groups, (str(tmp_path),), nprocs=2)  # pyright: ignore[reportPrivateImportUsage]
+    start_together(leave_many_groups, 2, str(tmp_path))
     expected = {f"left-{rank}-{number}" for rank in range(2) for number in range(GROUPS)}
     assert {file.name for file in tmp_path.glob("left-*")} == expected

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import shutil
 import signal
@@ -15,10 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from torch import Tensor, distributed, nn
-from torch.multiprocessing.spawn import (
-    ProcessException,
-    start_processes,  # pyright: ignore[reportUnknownVariableType]
-)
+from torch.multiprocessing.spawn import ProcessException
 
 from adapters.conformance.small_stage import AdapterUnderTest, train_small_stage
 from harness.adapter import StageContext, make_adapter, registered
@@ -31,6 +27,7 @@ from harness.lm.rollouts import make_batches
 from harness.pipeline.processes.rank_processes import leave_group
 from harness.rundir.training.snapshots import FileSnapshots, StopRequest, shared_snapshots
 from tests.support.models import rollout
+from tests.support.processes import start_together
 
 pytestmark = pytest.mark.slow
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -113,11 +110,10 @@ def every_method(folder: Path, names: list[str], modes: dict[str, Any]) -> None:
 
 
 def start(work: Callable[..., None], size: int, *arguments: Any) -> None:
-    """Let processes do work together, forked from one that has imported everything and computed nothing."""
-    multiprocessing.set_forkserver_preload([__name__])
+    """Let processes do work together as one group."""
     # A file of an earlier group would keep the new one waiting.
     with tempfile.TemporaryDirectory() as place:
-        start_processes(work, (size, f"{place}/meeting", *arguments), nprocs=size, start_method="forkserver")
+        start_together(work, size, size, f"{place}/meeting", *arguments)
 
 
 def differences(found: Any, expected: Any) -> Iterator[tuple[str, float]]:

@@ -14,15 +14,9 @@ import pandas as pd
 
 from harness.config.run_spec import RunSpec
 from harness.errors import HarnessError
+from tests.support.processes import PRELOADED
 from tests.support.runs import FOLDERS, cells, manifest, steps
 
-PRELOADED = [
-    "tests.soak.forked_runs",
-    "harness.pipeline.run",
-    "adapters",
-    "lm_eval.evaluator",
-    "lm_eval.models.huggingface",
-]
 REFUSED, FAILED = 3, 4
 
 
