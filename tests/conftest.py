@@ -64,6 +64,7 @@ def real_fsync() -> Generator[Callable[[int], None]]:
 def generated_once() -> Generator[None]:
     """Generate the items of a tiny task once in a process, where hundreds of runs load them."""
     real, made = ConfigurableTask.download, dict[str, Any]()
+    real_shots, shots = ConfigurableTask.fewshot_docs, dict[str, list[Any]]()
 
     def download(self: ConfigurableTask, *arguments: Any, **named: Any) -> None:
         generator, settings = self.config.custom_dataset, (self.config.metadata, self.config.dataset_kwargs)
@@ -77,8 +78,20 @@ def generated_once() -> Generator[None]:
             made[key] = self.dataset
         self.dataset = made[key]
 
+    def fewshot_docs(self: ConfigurableTask) -> Any:
+        """Return a task's examples; lm-eval lists all of them for every task that it loads, also where it shows none."""
+        if not any(self.dataset is each for each in made.values()):
+            return real_shots(self)
+        key = (
+            f"{id(self.dataset)} {self.config.fewshot_split} {self.config.fewshot_config} {self.config.training_split}"
+        )
+        if key not in shots:
+            shots[key] = list(real_shots(self) or [])
+        return shots[key]
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ConfigurableTask, "download", download)
+        patch.setattr(ConfigurableTask, "fewshot_docs", fewshot_docs)
         yield
 
 

@@ -7,6 +7,7 @@ comparability key of both, without weights and seed.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from importlib.metadata import version
 from typing import Any
 
@@ -18,6 +19,9 @@ from harness.lmeval.task import Task
 from harness.rundir.records.cell_records import Keys
 
 PACKAGES = ("torch", "transformers", "lm_eval", "tokenizers")
+installed_version = lru_cache(
+    version
+)  # a run asks hundreds of times, and each time the package's metadata would be parsed
 
 
 def make_keys(
@@ -39,7 +43,7 @@ def make_keys(
         "prompts": digest(list(prompts)),
         "settings": task.generation,
         "backend": backend,
-        "versions": {name: version(name) for name in PACKAGES},
+        "versions": {name: installed_version(name) for name in PACKAGES},
     }
     grading = grading_key(task, docs)
     fields = {**shared, "grading": grading}

@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
@@ -19,7 +18,7 @@ from harness.evaluation import drift
 from harness.evaluation.cell_cache import CellResult, SharedCells
 from harness.evaluation.evaluator import ServedCheckpoint, evaluate_checkpoint
 from harness.evaluation.groups import group_cell
-from harness.evaluation.keys import PACKAGES
+from harness.evaluation.keys import PACKAGES, installed_version
 from harness.lm.checkpoints import config_digest, load_checkpoint
 from harness.lm.seeding import preserved_random_state
 from harness.lmeval.task import Task
@@ -148,7 +147,7 @@ class StageEvaluator:
     ) -> str:
         assert self.settings.drift is not None
         budgets = {name: task.generation["max_gen_toks"] for name, (task, _) in tasks.items()}
-        versions = [version(name) for name in PACKAGES]
+        versions = [installed_version(name) for name in PACKAGES]
         made_with = [self.resources.device, self.suite.student.dtype, self.settings.batch_size, versions]
         settings = [self.settings.drift.model_dump(), self.settings.seed, budgets]
         model = [self.resources.weights["start"], config_digest(self.resources.start)]

@@ -8,7 +8,7 @@ same bytes.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -162,8 +162,9 @@ def save_figure(figure: Figure, stem: Path, dpi: int = 150) -> None:
         figure.savefig(stem.with_suffix(".svg"), transparent=True, metadata={"Date": None, "Creator": None})
 
 
-def phone_svg(figure: Figure, name: str, description: str) -> str:
-    """Return a figure drawn for a narrow screen as an `<svg>` element; it is not saved as a file of the report."""
+def phone_svg(draw: Callable[[], Figure], name: str, description: str) -> str:
+    """Return the figure that `draw` makes for a narrow screen as an `<svg>` element; the report keeps no file of it."""
+    figure = draw()
     with TemporaryDirectory() as folder:
         file = Path(folder) / f"{name}-narrow.svg"
         with styled():

@@ -62,5 +62,5 @@ def _draw(sections: Iterable[Section], folder: Path, dpi: int) -> Iterator[tuple
         style.save_figure(figure, folder / picture.name, dpi)
         words = picture.alt or picture.title
         svg = style.inline_svg(folder / f"{picture.name}.svg", words)
-        narrow = Markup(style.phone_svg(picture.narrow(), picture.name, words)) if picture.narrow else None
+        narrow = Markup(style.phone_svg(picture.narrow, picture.name, words)) if picture.narrow else None
         yield picture.name, {"svg": Markup(svg), "narrow": narrow, "reason": None}

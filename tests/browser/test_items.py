@@ -148,6 +148,7 @@ def test_without_scripts_the_page_says_where_the_answers_are(answers: Path, open
     assert "samples.parquet" in without.page.locator("noscript p").inner_text()
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_many_answers_stay_light(tmp_path: Path, open_page: Open):
     """200 items, 21 methods: a page shows a few answers at a time and holds a text once however often it was given."""
     for number in range(21):

@@ -233,9 +233,9 @@ def test_another_version_of_a_library_is_another_cell(
     package: str, library: TaskLibrary, monkeypatch: pytest.MonkeyPatch
 ):
     (task,) = settled(library, "tiny_weather")
-    here, docs = keys.version, task.test_docs(1)
+    here, docs = keys.installed_version, task.test_docs(1)
     found = [make_keys(task, docs, ["say 1"], "w", "c", 0, {})]
-    monkeypatch.setattr(keys, "version", lambda name: "99" if name == package else here(name))
+    monkeypatch.setattr(keys, "installed_version", lambda name: "99" if name == package else here(name))
     found.append(make_keys(task, docs, ["say 1"], "w", "c", 0, {}))
     assert found[0].generation != found[1].generation
     assert found[0].comparability != found[1].comparability
