@@ -55,7 +55,7 @@ architectures: $(DEV)  ## Try every causal architecture of transformers at small
 test-vllm: $(DEV) $(VLLM)  ## Run the tests on real vLLM, on a CPU where there is no GPU
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "vllm and not gpu"
 
-test-ray: $(DEV) $(RAY)  ## Run sweeps on a two-node Ray cluster of this machine, one node killed midway; six minutes
+test-ray: $(DEV) $(RAY)  ## Run sweeps on a two-node Ray cluster of this machine, one node killed midway; ten minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m ray tests/pipeline
 
 test-browser: $(DEV)  ## Open the report of a short real run in Chromium (apt-get install chromium); skipped where there is none

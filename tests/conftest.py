@@ -82,11 +82,10 @@ def generated_once() -> Generator[None]:
         """Return a task's examples; lm-eval lists all of them for every task that it loads, also where it shows none."""
         if not any(self.dataset is each for each in made.values()):
             return real_shots(self)
-        key = (
-            f"{id(self.dataset)} {self.config.fewshot_split} {self.config.fewshot_config} {self.config.training_split}"
-        )
+        asked, splits = self.config, (self.config.training_split, self.config.validation_split, self.config.test_split)
+        key = f"{id(self.dataset)} {splits} {asked.fewshot_split} {asked.fewshot_config} {asked.process_docs}"
         if key not in shots:
-            shots[key] = list(real_shots(self) or [])
+            shots[key] = list(real_shots(self))
         return shots[key]
 
     with pytest.MonkeyPatch.context() as patch:

@@ -23,6 +23,7 @@ from torch.multiprocessing.spawn import (
 from adapters.conformance.outcomes import ConformanceError, DoesNotApply
 from adapters.conformance.small_stage import AdapterUnderTest, train_small_stage
 from harness.adapter import Adapter
+from harness.pipeline.processes.end_with_parent import end_with_parent
 from harness.pipeline.processes.rank_processes import join_group, leave_group, loopback
 
 PROCESSES, STEPS = 2, 2
@@ -76,13 +77,15 @@ def _train(adapter: Adapter, folder: Path, training: Mapping[str, Any]) -> Stage
 def _train_together(adapter: bytes, training: Mapping[str, Any]) -> StageOutcome:
     """Train in two other processes; raises `ConformanceError` with the first error of one of them.
 
-    They are forked from a process that has imported what they need and computed nothing.
+    They are forked from a process that has imported what they need and computed nothing, get this process's environment, and
+    end with it.
     """
     multiprocessing.set_forkserver_preload([__name__])
     with tempfile.TemporaryDirectory(prefix="conformance-ranks-") as place:
         folder = Path(place)
         try:
-            start_processes(_work, (adapter, dict(training), folder), nprocs=PROCESSES, start_method="forkserver")
+            sent = (adapter, dict(training), folder, dict(os.environ))
+            start_processes(_work, sent, nprocs=PROCESSES, start_method="forkserver")
         except ProcessException as error:
             # The other process fails a moment later, because it loses this one.
             known = sorted(folder.glob("error-*.json"), key=lambda file: file.stat().st_mtime_ns)
@@ -91,8 +94,10 @@ def _train_together(adapter: bytes, training: Mapping[str, Any]) -> StageOutcome
         return torch.load(folder / "ended.pt", weights_only=False)
 
 
-def _work(rank: int, adapter: bytes, training: dict[str, Any], folder: Path) -> None:
+def _work(rank: int, adapter: bytes, training: dict[str, Any], folder: Path, environment: dict[str, str]) -> None:
     """Train as one of two processes; the first one writes what it ends with."""
+    end_with_parent()
+    os.environ.update(environment)
     torch.set_num_threads(1)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback())
     own = folder / f"rank-{rank}"

@@ -109,6 +109,8 @@ class Study(Strict):
 
     @model_validator(mode="after")
     def _check_references(self) -> Study:
+        if own := self.settings.keys() & {"seeds", "looks"}:
+            raise ValueError(f"settings name {sorted(own)[0]}, which every study has itself; give it beside `suite`")
         refuse_early_end(self.looks, len(self.seeds))
         _check_names("against", self.against, self.entries)
         for name, factor in self.factors.items():

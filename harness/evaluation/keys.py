@@ -7,7 +7,7 @@ comparability key of both, without weights and seed.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -19,9 +19,8 @@ from harness.lmeval.task import Task
 from harness.rundir.records.cell_records import Keys
 
 PACKAGES = ("torch", "transformers", "lm_eval", "tokenizers")
-installed_version = lru_cache(
-    version
-)  # a run asks hundreds of times, and each time the package's metadata would be parsed
+# A run asks hundreds of times, and each time Python would parse the package's metadata.
+installed_version = cache(version)
 
 
 def make_keys(

@@ -122,8 +122,10 @@ def _basis(row: ComparisonRow) -> str:
     items = f", {format_count(found.item_count, 'item')}" if found.item_count else ""
     counted = f"{format_count(found.seeds.seeds, 'seed')}{items}"
     if found.seeds.seeds == 1:
-        items_alone = "the bracket is over items of this seed alone and says nothing about other seeds"
-        return f"{counted}, so {items_alone if has_width(found.interval, 1) else 'there is no interval'}"
+        over = (
+            "the bracket is over items of this seed alone" if has_width(found.interval, 1) else "this has no interval"
+        )
+        return f"{counted}, so {over} and says nothing about other seeds"
     zero = has_width(found.interval) and found.interval.low <= 0 <= found.interval.high
     paired = "" if found.by_seed else ", paired by items only"
     return f"{counted}{paired}{'; the difference in learning is not resolved from zero' * zero}"

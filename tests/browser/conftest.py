@@ -33,14 +33,20 @@ def browser() -> Generator[Browser]:
 
 @pytest.fixture(scope="session")
 def report(browser: Browser, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the report that `harness sweep` makes of OPD and AOPD on two seeds of a suite that is done in a minute.
+    """The folder of the report that `harness sweep` makes of OPD and AOPD on two seeds of a suite that is done in two minutes.
 
     BROWSER_REPORT names an existing report, so that work on the page need not wait for the runs.
     """
     if given := os.environ.get("BROWSER_REPORT"):
         return Path(given).resolve()
     out = tmp_path_factory.mktemp("runs")
-    file = write_yaml(tmp_path_factory.mktemp("suite") / "micro.yaml", learning_suite())
+    suite = learning_suite()
+    suite["stages"] = taught = ["tiny_weather", "tiny_currency", "tiny_calendar"]
+    for side in ("student", "teacher"):
+        suite[side]["tokenizer"] |= {"tasks": taught}
+        suite[side]["warmup"] |= {"mixture": dict.fromkeys(taught, 1)}
+    suite["evaluation"] |= {"limit": 20}
+    file = write_yaml(tmp_path_factory.mktemp("suite") / "micro.yaml", suite)
     command = [sys.executable, "-m", "harness.cli.app", "sweep", str(file), "--adapter", "opd,aopd", "--seed", "0,1"]
     done = subprocess.run([*command, "--out", str(out)], env=os.environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]

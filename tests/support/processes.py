@@ -12,8 +12,7 @@ from torch.multiprocessing.spawn import start_processes  # pyright: ignore[repor
 
 # A process has one such server, which the first of its tests that needs it starts.
 PRELOADED = [
-    "tests.soak.forked_runs",
-    "tests.lm.test_sharded",
+    "pytest",
     "harness.pipeline.run",
     "adapters",
     "lm_eval.evaluator",

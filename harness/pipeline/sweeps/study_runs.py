@@ -7,7 +7,6 @@ adapter that a factor's key does not affect is not trained again, and finished r
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 from collections.abc import Iterator, Sequence
@@ -95,9 +94,8 @@ def plan_study(name: str, overrides: Sequence[str] = (), out: Path = Path("runs"
     share a folder, and more than `MOST_RUNS` runs.
     """
     study = load_study(name)
-    changes = [*(f"{key}={json.dumps(value)}" for key, value in study.settings.items()), *overrides]
-    base = _as_planned(load_suite(study.suite, changes), study)
-    plan = Plan(study, base, tuple(_points(study, base, changes, out)), name, tuple(overrides), out)
+    base = _as_planned(load_suite(study.suite, overrides, before=study.settings), study)
+    plan = Plan(study, base, tuple(_points(study, base, overrides, out)), name, tuple(overrides), out)
     _check_paths(plan)
     if len(plan.specs) > MOST_RUNS:
         raise ConfigError(
@@ -135,7 +133,7 @@ def _varied(study: Study, name: str, factor: Factor, value: Any, base: Suite, ov
     settings = {**factor.fixed, **({factor.key: value} if factor.key else {})}
     if not settings:
         return base
-    suite = _as_planned(load_suite(study.suite, overrides, settings=settings), study)
+    suite = _as_planned(load_suite(study.suite, overrides, settings=settings, before=study.settings), study)
     parts = [base.name, name, *([str(value)] if factor.key else [])]
     return suite.model_copy(update={"name": re.sub(r"[^A-Za-z0-9._-]", "_", "-".join(parts))})
 

@@ -34,7 +34,7 @@ def pictures(blocks: Iterable[Block]) -> Iterator[Picture]:
 
 @contextmanager
 def blank_figures() -> Generator[None]:
-    """Draw figures but save blank ones, which takes a third of the time: for tests that read only a page's text."""
+    """Draw figures for wide screens alone, and save blank ones, in a quarter of the time: for tests of a page's text."""
 
     def save(_: Figure, stem: Path, dpi: int = 150) -> None:
         stem.with_suffix(".png").write_bytes(b"")
