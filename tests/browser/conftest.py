@@ -45,7 +45,7 @@ def report(browser: Browser, cache: Path, tmp_path_factory: pytest.TempPathFacto
     for side in ("student", "teacher"):
         suite[side]["tokenizer"] |= {"tasks": taught}
         suite[side]["warmup"] |= {"mixture": dict.fromkeys(taught, 1)}
-    suite["evaluation"] |= {"limit": 20}
+    suite["evaluation"] |= {"limit": 10}
     file = write_yaml(tmp_path_factory.mktemp("suite") / "micro.yaml", suite)
     command = [sys.executable, "-m", "harness.cli.app", "sweep", str(file), "--adapter", "opd,aopd", "--seed", "0,1"]
     done = subprocess.run([*command, "--out", str(out)], env=os.environ, capture_output=True, text=True)
