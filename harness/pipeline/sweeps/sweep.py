@@ -227,9 +227,8 @@ def _drain(
     while left:
         # A signal that the system gives to another thread does not wake this one, in which Python answers it.
         done, left = wait(left, SIGNAL_SECONDS, FIRST_COMPLETED)
-        for future in sorted(
-            done, key=lambda each: each.exception() is not None
-        ):  # what has finished is reported first
+        # What has finished is reported before an error ends the sweep.
+        for future in sorted(done, key=lambda each: each.exception() is not None):
             spec = pending[future]
             if (error := future.exception()) is not None:
                 _raise(error, spec, stop)
