@@ -61,7 +61,7 @@ class Setting:
 
 def make_setting(name: str, steps: int, autocast: Literal["bfloat16"] | None) -> Setting:
     """Return the first stage of a suite, with `steps` counted steps; models come from the cache or are built."""
-    suite = load_suite(name, ["training.prompts_per_step=64", f"training.autocast={autocast or 'null'}"])
+    suite = load_suite(name, [f"training.autocast={autocast or 'null'}"])
     if not isinstance(suite.teacher, Pretrained | Scratch):
         raise ConfigError(f"suite {suite.name} has no teacher that is a model of this process; the benchmark needs one")
     library = TaskLibrary(suite.include, suite.data)

@@ -35,9 +35,8 @@ def load_suite(
     """Read a suite by name (`tiny`) or path (`my/suite.yaml`) and apply `key.path=value` or `@FILE` overrides.
 
     `before` and `settings` map key paths to values that are set before and after the overrides, as they are, without being
-    parsed as YAML. Relative paths of data,
-    task folders, models, chat templates, `storage` and a teacher's files are relative to the suite file's folder, those in
-    overrides to the current folder.
+    parsed as YAML. Relative paths of data, task folders, models, chat templates, `storage` and a teacher's files are relative
+    to the suite file's folder, those in overrides to the current folder.
     Raises `ConfigError` with file, key, what was found and what was expected.
     """
     path = find_suite(name, include)

@@ -16,6 +16,7 @@ from typing import Any
 
 import psutil
 import pytest
+from safetensors.torch import load_file
 
 from harness.config.load import load_suite
 from harness.config.run_spec import RunSpec, plan_runs
@@ -275,13 +276,30 @@ def test_a_signal_leaves_snapshots_and_the_same_command_continues_to_the_bit(nod
 
 
 def test_one_run_trains_over_two_nodes_also_when_one_is_lost(nodes: Nodes, tmp_path: Path):
-    """The run waits for another node and goes on from its snapshot; its results are those of two processes of one machine."""
+    loaded = suite(tmp_path, adapters={"opd": {}}, stages=["tiny_weather"])
+    (alone,) = plan_runs(loaded, ["opd"], [0], "default", tmp_path / "alone")
+    run(alone, silent)
+    over = suite(
+        tmp_path, adapters={"opd": {}}, stages=["tiny_weather"], parallel={"processes": 2}, resources={"nodes": 2}
+    )
+    (spread,) = plan_runs(over, ["opd"], [0], "default", tmp_path / "ray")
+    seen: list[Event] = []
+    sweep_on_ray([spread], nodes.address, seen.append)
+    assert manifest(spread.path)["finished"]
+    found, expected = (
+        load_file(next(each.path.glob("stage_1*/train/checkpoint/*.safetensors"))) for each in (spread, alone)
+    )
+    assert max(float((value - expected[name]).abs().max()) for name, value in found.items()) <= 1e-4
+    assert any(event.activity.startswith("stage 1") for event in seen), "the driver shows the run's steps"
+    assert not list((tmp_path / "ray").glob(".launch-*"))
+
+    # With the second node lost midway the run waits for another one and goes on from its snapshot, to the bit.
     # The other process trains on until Ray notices the loss, two seconds later.
     changes: dict[str, Any] = {"parallel": {"processes": 2}, "resources": {"nodes": 2}, "training": {"steps": 120}}
-    loaded = suite(tmp_path, adapters={"opd": {}}, stages=["tiny_weather"], **changes)
-    (here,) = plan_runs(loaded, ["opd"], [0], "default", tmp_path / "here")
+    longer = suite(tmp_path, adapters={"opd": {}}, stages=["tiny_weather"], **changes)
+    (here,) = plan_runs(longer, ["opd"], [0], "default", tmp_path / "here")
     run(here, silent)
-    (lost,) = plan_runs(loaded, ["opd"], [0], "default", tmp_path / "lost")
+    (lost,) = plan_runs(longer, ["opd"], [0], "default", tmp_path / "lost")
     killed = threading.Event()
 
     def kill(event: Event) -> None:
