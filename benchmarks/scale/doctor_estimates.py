@@ -24,8 +24,7 @@ from harness.rundir.reader import RunDir
 from harness.rundir.store import read_manifest
 
 STEPS, EVERY = 30, 10  # of each stage, and between two points of its learning curve
-TRAINING = ("training.prompts_per_step=64", f"training.steps={STEPS}", f"stages.0.training.steps={STEPS}")
-SETTINGS = (*TRAINING, f"evaluation.every={EVERY}")
+SETTINGS = (f"training.steps={STEPS}", f"stages.0.training.steps={STEPS}", f"evaluation.every={EVERY}")
 # As shipped, the probe's one batch holds all 200 items of a task; with the other batches it holds the 64 of a curve's point.
 BATCHES = {"all items in a batch": (), "batches of 50 items": ("evaluation.batch_size=50",)}
 

@@ -25,25 +25,18 @@ SUITE_FOLDER = Path(str(files("tasks"))) / "suites"
 
 
 def load_suite(
-    name: str,
-    overrides: Sequence[str] = (),
-    include: Sequence[Path] = (),
-    settings: Mapping[str, Any] | None = None,
-    *,
-    before: Mapping[str, Any] | None = None,
+    name: str, overrides: Sequence[str] = (), include: Sequence[Path] = (), settings: Mapping[str, Any] | None = None
 ) -> Suite:
     """Read a suite by name (`tiny`) or path (`my/suite.yaml`) and apply `key.path=value` or `@FILE` overrides.
 
-    `before` and `settings` map key paths to values that are set before and after the overrides, as they are, without being
-    parsed as YAML. Relative paths of data, task folders, models, chat templates, `storage` and a teacher's files are relative
-    to the suite file's folder, those in overrides to the current folder.
+    `settings` maps key paths to values that are set last, as they are, without being parsed as YAML. Relative paths of data,
+    task folders, models, chat templates, `storage` and a teacher's files are relative to the suite file's folder, those in
+    overrides to the current folder.
     Raises `ConfigError` with file, key, what was found and what was expected.
     """
     path = find_suite(name, include)
     raw = _read_mapping(path)
     expand_stages(raw)
-    for key, value in (before or {}).items():
-        set_value(raw, key, deepcopy(value), f"{key}={value}")
     for override in overrides:
         apply_override(raw, override)
     for key, value in (settings or {}).items():

@@ -69,9 +69,6 @@ class Study(Strict):
     name: Name
     title: str
     suite: str
-    settings: dict[str, Any] = Field(
-        default={}, description="suite keys that are set in every run, unless --set changes them"
-    )
     entries: Names
     seeds: Seeds
     looks: Looks | None = Field(default=None, description=LOOKS_MEAN)
@@ -109,8 +106,6 @@ class Study(Strict):
 
     @model_validator(mode="after")
     def _check_references(self) -> Study:
-        if own := self.settings.keys() & {"seeds", "looks"}:
-            raise ValueError(f"settings name {sorted(own)[0]}, which every study has itself; give it beside `suite`")
         refuse_early_end(self.looks, len(self.seeds))
         _check_names("against", self.against, self.entries)
         for name, factor in self.factors.items():

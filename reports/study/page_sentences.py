@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from harness.rundir.schema import Manifest
 from reports.document.sentences import describe_groups
@@ -22,8 +21,7 @@ def describe_study(results: Results) -> list[str]:
     shown = f"Tables are of {results.profile} decoding, the suite's first profile, where they name no other{theirs}."
     items = _describe_range(int(n) for n in results.frames.scores["n"].unique() if n)
     return [
-        f"Suite {study.suite}{_describe_settings(study.settings)}: "
-        f"stages {', then '.join(stage.task for stage in base.stages)}; "
+        f"Suite {study.suite}: stages {', then '.join(stage.task for stage in base.stages)}; "
         f"probes, never trained: {', '.join(base.probes) or 'none'}.",
         f"Methods {', '.join(entries)}; seeds {seeds}{fewer}; {items} test items per task.",
         f"{format_count(len(results.frames.runs), 'run')} of {_describe_range(steps)} steps each, {steps.sum():,} steps "
@@ -31,11 +29,6 @@ def describe_study(results: Results) -> list[str]:
         *([shown] if results.profile else []),
         *describe_groups(results.frames),
     ]
-
-
-def _describe_settings(settings: Mapping[str, Any]) -> str:
-    set_here = [f"{key} {value}" for key, value in settings.items() if key != "name"]
-    return f" with {', '.join(set_here)}" if set_here else ""
 
 
 def describe_making(results: Results) -> list[str]:

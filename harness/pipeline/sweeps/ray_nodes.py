@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
@@ -46,9 +46,12 @@ def on_node(options: dict[str, Any], group: Any, number: int) -> dict[str, Any]:
     return {**options, "scheduling_strategy": place}
 
 
-def run_over_nodes(ray: Any, spec: RunSpec, group: Any, options: dict[str, Any], report: Report) -> None:
+def run_over_nodes(
+    ray: Any, spec: RunSpec, group: Any, options: dict[str, Any], report: Report, environment: Mapping[str, str]
+) -> None:
     """Do a run in the processes of all nodes of a placement group; called in a task on the first node.
 
+    The processes of the other nodes get the variables of `environment` too, which the first node's task has set.
     Raises the run's own error, from a `StoppedError` where a signal ended it, as when another node is lost and the run stops
     with a snapshot. Ends this worker where a process or a node was lost, so that Ray starts the task again.
     """
@@ -68,7 +71,7 @@ def run_over_nodes(ray: Any, spec: RunSpec, group: Any, options: dict[str, Any],
         join = ray.remote(_join)
         for number in range(1, nodes):
             own = {**on_node(options, group, number), "max_retries": 0}
-            others.append(join.options(**own).remote(folder, address, nodes, number, processes))
+            others.append(join.options(**own).remote(folder, address, nodes, number, processes, environment))
         first = _torchrun(folder, address, nodes, 0, processes)
         try:
             with (folder / EVENTS).open("rb") as events:
@@ -89,8 +92,9 @@ def run_over_nodes(ray: Any, spec: RunSpec, group: Any, options: dict[str, Any],
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _join(folder: Path, address: str, nodes: int, number: int, processes: int) -> None:
+def _join(folder: Path, address: str, nodes: int, number: int, processes: int, environment: Mapping[str, str]) -> None:
     """Train with the first node, in processes on this node; a Ray task."""
+    os.environ.update(environment)
     process = _torchrun(folder, address, nodes, number, processes)
     try:
         while process.poll() is None and folder.is_dir():

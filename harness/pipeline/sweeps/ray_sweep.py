@@ -23,7 +23,7 @@ from harness.errors import ConfigError, HarnessError, RunError
 from harness.pipeline.processes.started_teachers import gpus_of_teachers, started_teachers
 from harness.pipeline.processes.stop_signals import note_signals
 from harness.pipeline.sweeps.ray_nodes import on_node, reserve_nodes
-from harness.pipeline.sweeps.ray_tasks import RETRIES, Board, build_model, do_run, on_this_node, task_options
+from harness.pipeline.sweeps.ray_tasks import RETRIES, Board, Driver, build_model, do_run, on_this_node, task_options
 from harness.pipeline.sweeps.sweep import models_of, refuse_shared_engine
 from harness.rundir.process.progress import Report
 from harness.rundir.shared.remote_stages import RemoteStages
@@ -72,12 +72,11 @@ def _connect(address: str) -> Any:
         raise ConfigError("--ray needs Ray, which is not installed; pip install 'continual-harness[ray]' on every node")
     import ray  # pyright: ignore[reportMissingImports]
 
-    carried = {name: value for name in CARRIED if (value := os.environ.get(name))}
     host, _, port = address.rpartition("://")[2].rpartition(":")
     try:
         if host and port.isdigit():  # Ray itself waits for minutes where nobody listens
             socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
-        ray.init(address, log_to_driver=False, logging_level=logging.ERROR, runtime_env={"env_vars": carried})
+        ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, ValueError, RuntimeError) as error:
         raise ConfigError(
             f"--ray {address}: no cluster answers there ({str(error).splitlines()[0]}); start one with `ray start --head`"
@@ -88,10 +87,11 @@ def _connect(address: str) -> Any:
 def _sweep(ray: Any, specs: Sequence[RunSpec], report: Report, on_finished: Callable[[RunSpec], object]) -> None:
     # The board is on the driver's node, so that it is not lost with another one.
     board = ray.remote(num_cpus=0, scheduling_strategy=on_this_node(ray))(Board).remote()
-    marker = _marker(specs[0].out)
+    carried = {name: value for name in CARRIED if (value := os.environ.get(name))}
+    driver = Driver(board, marker := _marker(specs[0].out), carried)
     try:
         groups: dict[Any, Any] = {}
-        pending = _submit(ray, specs, board, marker, groups)
+        pending = _submit(ray, specs, driver, groups)
         _drain(ray, pending, board, report, on_finished, groups)
     finally:
         marker.unlink(missing_ok=True)
@@ -105,9 +105,7 @@ def _marker(out: Path) -> Path:
     return marker
 
 
-def _submit(
-    ray: Any, specs: Sequence[RunSpec], board: Any, marker: Path, groups: dict[Any, Any]
-) -> dict[Any, RunSpec | None]:
+def _submit(ray: Any, specs: Sequence[RunSpec], driver: Driver, groups: dict[Any, Any]) -> dict[Any, RunSpec | None]:
     """Queue the models and the runs, and return each task with its run, None for a model; a run waits for its own models.
 
     The placement groups of runs over several nodes are added to `groups`, by task.
@@ -119,14 +117,14 @@ def _submit(
         for key, (_, model, seed) in models_of([spec]).items():
             if key not in built:
                 task = ray.remote(build_model).options(**options[id(spec)])
-                built[key] = task.remote(spec, model, seed, board, marker)
+                built[key] = task.remote(spec, model, seed, driver)
                 pending[built[key]] = None
         needed, asked, group = [built[key] for key in models_of([spec])], options[id(spec)], None
         own = asked
         if (nodes := (spec.suite.resources or Resources()).nodes) > 1:
             group = reserve_nodes(ray, nodes, asked)
             own = on_node(asked, group, 0)
-        task = ray.remote(do_run).options(**own).remote(spec, asked, group, board, marker, *needed)
+        task = ray.remote(do_run).options(**own).remote(spec, asked, group, driver, *needed)
         pending[task] = spec
         if group is not None:
             groups[task] = group

@@ -11,7 +11,9 @@ import math
 import os
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,21 @@ from harness.rundir.process.progress import Event, Report
 RETRIES = 5  # of a task whose worker or node died
 SEND_SECONDS = 0.2  # between two messages about the steps of one activity
 RELEASE_SECONDS = 180.0  # until the process of a lost node has released its run folder
+
+
+@dataclass(frozen=True)
+class Driver:
+    """What a task knows of the sweep that it belongs to.
+
+    - `board`: the sweep's `Board`.
+    - `marker`: a file by which a node knows that it sees the driver's run folder; it holds the driver's current folder.
+    - `environment`: the driver's variables that name caches and access to the hub. As Ray's own runtime environment they would
+      make each node start a process anew where one stands ready.
+    """
+
+    board: Any
+    marker: Path
+    environment: Mapping[str, str] = field(repr=False)  # a token is never printed
 
 
 class Board:
@@ -88,14 +105,14 @@ def evaluation_options(options: dict[str, Any], suite: Suite) -> dict[str, Any]:
     }
 
 
-def build_model(spec: RunSpec, model: Model, seed: int, board: Any, marker: Path) -> None:
+def build_model(spec: RunSpec, model: Model, seed: int, driver: Driver) -> None:
     """Build a model in the shared cache, on the device that the run uses; a Ray task."""
+    _prepare(spec, driver)
     from harness.lmeval.library import TaskLibrary
     from harness.pipeline.build.model_source import checkpoint_of
     from harness.pipeline.processes.devices import working_device
 
-    _prepare(spec, marker)
-    put, label = _putter(board), f"model seed {seed}"
+    put, label = _putter(driver.board), f"model seed {seed}"
     library, device = TaskLibrary(spec.suite.include, spec.suite.data), working_device(spec.suite.device)
     checkpoint_of(
         model, seed, library, lambda what, done, total: put(Event(label, f"build {what}", done, total)), device
@@ -103,7 +120,7 @@ def build_model(spec: RunSpec, model: Model, seed: int, board: Any, marker: Path
     put(Event(label, "built", 1, 1, finished=True))
 
 
-def do_run(spec: RunSpec, options: dict[str, Any], group: Any, board: Any, marker: Path, *_models: None) -> bool:
+def do_run(spec: RunSpec, options: dict[str, Any], group: Any, driver: Driver, *_models: None) -> bool:
     """Do a run, or the rest of an interrupted one; a Ray task. Returns False where the sweep stopped before the run began.
 
     `options` are the resources that it asks for on each node, `group` the placement group of a run over several nodes, else
@@ -111,19 +128,19 @@ def do_run(spec: RunSpec, options: dict[str, Any], group: Any, board: Any, marke
     """
     import ray  # pyright: ignore[reportMissingImports]
 
-    if not ray.get(board.may_begin.remote()):
+    if not ray.get(driver.board.may_begin.remote()):
         return False
+    _prepare(spec, driver)
     from harness.pipeline.run import run
 
-    _prepare(spec, marker)
     until = time.monotonic() + RELEASE_SECONDS
     begun: list[Any] = []
     while True:
         try:
             if group is not None:
-                run_over_nodes(ray, spec, group, options, _putter(board))
+                run_over_nodes(ray, spec, group, options, _putter(driver.board), driver.environment)
             else:
-                run(spec, _putter(board), partial(_begin_evaluation, ray, options, board, marker, begun))
+                run(spec, _putter(driver.board), partial(_begin_evaluation, ray, options, driver, begun))
                 for evaluation in begun:
                     ray.cancel(evaluation)  # one that still waits for a place has nothing left to do
             return True
@@ -133,14 +150,14 @@ def do_run(spec: RunSpec, options: dict[str, Any], group: Any, board: Any, marke
                 raise
             time.sleep(1)
         except RunError as error:
-            if isinstance(error.__cause__, StoppedError) and ray.get(board.may_begin.remote()):
+            if isinstance(error.__cause__, StoppedError) and ray.get(driver.board.may_begin.remote()):
                 # The sweep goes on, so this node is being taken away. Ray restarts a task whose worker has ended.
                 os._exit(1)
             raise
 
 
 def _begin_evaluation(
-    ray: Any, options: dict[str, Any], board: Any, marker: Path, begun: list[Any], spec: RunSpec, stage: int
+    ray: Any, options: dict[str, Any], driver: Driver, begun: list[Any], spec: RunSpec, stage: int
 ) -> bool:
     """Start the evaluation of a finished stage as a task of its own, where the cluster has room for one more."""
     if backend_of(spec.suite).is_shared:  # its engine holds one set of weights
@@ -151,7 +168,7 @@ def _begin_evaluation(
         return False
     if spec.suite.storage is not None:  # only this node has the checkpoint
         options |= {"scheduling_strategy": on_this_node(ray)}
-    begun.append(ray.remote(_evaluate).options(**options).remote(spec, stage, board, marker))
+    begun.append(ray.remote(_evaluate).options(**options).remote(spec, stage, driver))
     return True
 
 
@@ -162,29 +179,34 @@ def on_this_node(ray: Any) -> Any:
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
-def _evaluate(spec: RunSpec, stage: int, board: Any, marker: Path) -> None:
+def _evaluate(spec: RunSpec, stage: int, driver: Driver) -> None:
     """Evaluate a finished stage; a Ray task. The run evaluates what this task leaves out."""
+    _prepare(spec, driver)
     from harness.pipeline.background_evaluation import evaluate_in_background
 
-    _prepare(spec, marker)
-    evaluate_in_background(spec, stage, _putter(board))
+    evaluate_in_background(spec, stage, _putter(driver.board))
 
 
-def _prepare(spec: RunSpec, marker: Path) -> None:
-    """Limit this worker's threads and take the driver's current folder; raise `RunError` on a node without its files."""
+def _prepare(spec: RunSpec, driver: Driver) -> None:
+    """Take the driver's environment and current folder, and limit this worker's threads.
+
+    To be called before anything is imported that reads the environment. Raises `RunError` on a node that does not see the
+    driver's files.
+    """
+    os.environ.update(driver.environment)
     from harness.pipeline.processes.devices import limit_threads
 
     limit_threads(spec.suite.threads or max(1, int((spec.suite.resources or Resources()).cpus)))
     if spec.suite.storage is not None:
         return
-    if not marker.is_file():
+    if not driver.marker.is_file():
         raise RunError(
-            f"node {os.uname().nodename} does not see {marker.parent}; put --out and HARNESS_CACHE on a file system that all "
-            "nodes share, or name a `storage` for finished stages"
+            f"node {os.uname().nodename} does not see {driver.marker.parent}; put --out and HARNESS_CACHE on a file system "
+            "that all nodes share, or name a `storage` for finished stages"
         )
     # Relative paths of models and caches are relative to the driver's folder.
     with suppress(OSError):
-        os.chdir(marker.read_text(encoding="utf-8"))
+        os.chdir(driver.marker.read_text(encoding="utf-8"))
 
 
 def _putter(board: Any) -> Report:

@@ -94,7 +94,7 @@ def plan_study(name: str, overrides: Sequence[str] = (), out: Path = Path("runs"
     share a folder, and more than `MOST_RUNS` runs.
     """
     study = load_study(name)
-    base = _as_planned(load_suite(study.suite, overrides, before=study.settings), study)
+    base = _as_planned(load_suite(study.suite, overrides), study)
     plan = Plan(study, base, tuple(_points(study, base, overrides, out)), name, tuple(overrides), out)
     _check_paths(plan)
     if len(plan.specs) > MOST_RUNS:
@@ -133,7 +133,7 @@ def _varied(study: Study, name: str, factor: Factor, value: Any, base: Suite, ov
     settings = {**factor.fixed, **({factor.key: value} if factor.key else {})}
     if not settings:
         return base
-    suite = _as_planned(load_suite(study.suite, overrides, settings=settings, before=study.settings), study)
+    suite = _as_planned(load_suite(study.suite, overrides, settings=settings), study)
     parts = [base.name, name, *([str(value)] if factor.key else [])]
     return suite.model_copy(update={"name": re.sub(r"[^A-Za-z0-9._-]", "_", "-".join(parts))})
 

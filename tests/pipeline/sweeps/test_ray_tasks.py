@@ -30,9 +30,9 @@ def test_a_model_is_built_on_the_device_on_which_its_runs_look_for_it(
     monkeypatch.setattr("harness.pipeline.build.model_source.checkpoint_of", checkpoint_of)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "marker").write_text(str(tmp_path), encoding="utf-8")
+    (marker := tmp_path / "marker").write_text(str(tmp_path), encoding="utf-8")
     spec = RunSpec(micro.model_copy(update={"device": "auto"}), "opd", 0, out=tmp_path)
-    ray_tasks.build_model(spec, spec.suite.student, 0, board=None, marker=tmp_path / "marker")
+    ray_tasks.build_model(spec, spec.suite.student, 0, ray_tasks.Driver(None, marker, {}))
     assert devices == [device]
 
 

@@ -123,7 +123,7 @@ def test_a_studys_suites_are_all_registered(tmp_path: Path, claims: Path, monkey
     out = tmp_path / "runs"
     assert call(monkeypatch, "claims", "register", claims, "--study", "verdicts", "--out", out) == 0
     names = [json.loads(line)["suite"] for line in (out / "claims.jsonl").read_text().splitlines()]
-    assert names == [f"tiny-64-{each}" for each in ("method", "start-strong", "branch-weak", "branch-strong")]
+    assert names == ["tiny-method", "tiny-start-strong", "tiny-branch-weak", "tiny-branch-strong"]
 
 
 def test_one_of_suite_and_study_is_asked_for(claims: Path, monkeypatch: Any, capsys: Any):
