@@ -1,4 +1,4 @@
-"""Writes the documentation's pictures of a report: python -m tests.browser.screenshots runs/tiny/report docs/report.
+"""Writes the documentation's pictures of a report: python -m tests.browser.screenshots runs/tiny-short/report docs/report.
 
 The first argument is a report's folder, or a folder of runs with one in it. Pictures are cut at a height that stays small:
 desktop.png and phone.png of the page's top, items.png of the fullest page of answers.
