@@ -10,13 +10,14 @@ RAY := $(VENV)/.ray
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 SUITE ?= tiny
-# Without SHORT= a first look at the suite `tiny` has the short budget of tasks/suites/settings/short.yaml.
-SHORT ?= $(if $(filter tiny,$(SUITE)),@short)
+# `make stage-all` gives the suite `tiny` the short budget of tasks/suites/settings/short.yaml; an empty SHORT= gives it its own.
+SHORT ?= @short
+BUDGET = $(if $(filter tiny,$(SUITE)),$(SHORT))
 ADAPTERS ?= opd,aopd
 SEEDS ?=
 WORKERS ?=
 OUT ?= runs
-RUNS ?= $(OUT)/$(patsubst %.yml,%,$(patsubst %.yaml,%,$(notdir $(SUITE))))$(if $(SHORT),-short)
+RUNS ?= $(OUT)/$(patsubst %.yml,%,$(patsubst %.yaml,%,$(notdir $(SUITE))))$(if $(filter @short,$(BUDGET)),-short)
 BACKEND ?=
 SET ?=
 BENCH_OUT ?= benchmarks/RESULTS.md
@@ -33,13 +34,13 @@ SHARE ?= 1
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-stage-all: $(STAMP) $(if $(filter vllm,$(BACKEND)),$(VLLM))  ## Adapt in stages, evaluate after each, report: SUITE=tiny ADAPTERS=opd,aopd SEEDS=0,1,2 WORKERS=2 BACKEND=hf|vllm SET="a.b=c ..."; SHORT= for all of `tiny`
-	$(BIN)/harness sweep $(SUITE) $(if $(SHORT),--set $(SHORT)) --adapter $(ADAPTERS) $(if $(SEEDS),--seed $(SEEDS)) --out "$(OUT)" $(if $(WORKERS),--workers $(WORKERS)) $(if $(BACKEND),--set backend=$(BACKEND)) $(foreach s,$(SET),--set $(s))
+stage-all: $(STAMP) $(if $(filter vllm,$(BACKEND)),$(VLLM))  ## Adapt in stages, evaluate after each, report: SUITE=tiny ADAPTERS=opd,aopd SEEDS=0,1,2 WORKERS=2 BACKEND=hf|vllm SET="a.b=c ..."; SHORT= for the whole budget of tiny
+	$(BIN)/harness sweep $(SUITE) $(if $(BUDGET),--set $(BUDGET)) --adapter $(ADAPTERS) $(if $(SEEDS),--seed $(SEEDS)) --out "$(OUT)" $(if $(WORKERS),--workers $(WORKERS)) $(if $(BACKEND),--set backend=$(BACKEND)) $(foreach s,$(SET),--set $(s))
 
 study: $(STAMP)  ## Vary one factor at a time and write the page of results: STUDY=tiny HOURS=2 (the most) SET="a.b=c ..." PAGE=page.md
 	$(BIN)/harness study $(STUDY) --out "$(OUT)" $(if $(WORKERS),--workers $(WORKERS)) $(if $(HOURS),--max-hours $(HOURS)) $(foreach s,$(SET),--set $(s)) $(if $(PAGE),--page $(PAGE))
 
-report: $(STAMP)  ## Render the report of RUNS=runs/tiny-short again
+report: $(STAMP)  ## Render the report of RUNS=runs/tiny-short (SHORT=: runs/tiny) again
 	$(BIN)/harness report $(RUNS)
 
 test: $(DEV)  ## Run the fast tests

@@ -60,7 +60,7 @@ def section(runs: int, rounds: int) -> str:
         f"The doctor's estimates are of the suite tiny with OPD, {STEPS} steps in each of 4 stages, a learning curve every "
         f"{EVERY} steps and three profiles; its probe takes 4 steps of each stage. Each is measured once, in processor time.",
         "All other runs are of the tests' micro suite, with two stages. Serial is one process; a worker, or a Ray node of "
-        "one core, is a separate process, whose start is part of the time.",
+        "one core, is a separate process. Time counts its imports of torch and transformers, not the start of Ray itself.",
         *(f"{name} is not installed here, so its rows are missing." for name in ("vllm", "ray") if not _has(name)),
     ]
     return "\n\n".join([TITLE, table(header, [cells(row) for row in rows]), "\n".join(f"- {note}" for note in notes)])

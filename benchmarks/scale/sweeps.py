@@ -18,7 +18,8 @@ from harness.pipeline.sweeps.sweep import models_of, sweep
 from harness.rundir.process.progress import silent
 from tests.support.models import micro_suite, write_yaml
 
-STEPS, LONG, ITEMS = 60, 200, 40  # with LONG steps a run takes several times as long as the start of a process
+STEPS, LONG, ITEMS = 60, 400, 40  # with LONG steps a run takes several times as long as the start of a process
+SETTLED = 20.0  # seconds in which the processes of a new Ray node have started
 
 
 def small_suite(folder: Path, steps: int = STEPS, **changes: Any) -> Suite:
@@ -53,6 +54,7 @@ def _on_ray(specs: list[RunSpec]) -> float:
     try:
         cluster.add_node(num_cpus=1)
         cluster.wait_for_nodes()
+        time.sleep(SETTLED)  # a lab's cluster runs before the sweep begins
         return _seconds(lambda: sweep_on_ray(specs, cluster.address, silent))
     finally:
         cluster.shutdown()

@@ -20,7 +20,7 @@ import reports
 from tests.support.reports import study_factory
 from tests.support.reports.run_factory import write_run
 
-HEAVY = {"torch", "transformers", "lm_eval", "datasets", "peft", "accelerate", "trl", "sklearn"}
+HEAVY = {"torch", "transformers", "lm_eval", "datasets", "peft", "accelerate", "trl", "sklearn", "huggingface_hub"}
 CALL = """
 import json, sys
 from harness.cli.app import main
@@ -68,6 +68,11 @@ def test_no_module_of_reports_loads_a_deep_learning_library():
 @pytest.mark.slow
 def test_a_process_that_hands_out_runs_to_others_loads_no_library_of_models():
     assert called(IMPORT, ["harness.pipeline.sweeps.sweep", "harness.pipeline.sweeps.ray_sweep"]) == [(0, {"torch"})]
+
+
+@pytest.mark.slow
+def test_a_ray_task_sets_the_environment_before_it_imports_what_reads_it():
+    assert called(IMPORT, ["harness.pipeline.sweeps.ray_tasks"]) == [(0, set())]
 
 
 @pytest.fixture(scope="module")

@@ -32,6 +32,19 @@ def test_every_shipped_suite_loads_under_its_name(path: Path):
             suite.training_for(stage, entry)
 
 
+def test_the_short_form_of_tiny_does_the_same_with_less():
+    whole, short = load_suite("tiny"), load_suite("tiny", ["@short"])
+    assert short.name == "tiny-short"
+    assert (short.tasks, short.adapters, short.seeds) == (whole.tasks, whole.adapters, whole.seeds)
+    assert short.evaluation.profiles == whole.evaluation.profiles
+    assert [stage.task for stage in short.stages] == [stage.task for stage in whole.stages]
+    for less, more in zip(short.stages, whole.stages, strict=True):
+        assert 3 * less.training.steps <= 2 * more.training.steps
+    for less, more in ((short.student, whole.student), (short.teacher, whole.teacher)):
+        assert less.architecture.layers < more.architecture.layers
+    assert short.evaluation.limit == 100
+
+
 def test_the_embedded_default_is_among_them():
     assert "tiny" in {path.stem for path in SHIPPED}
 

@@ -81,3 +81,22 @@ def test_the_main_job_installs_the_harness_alone_and_tests_the_tools_too(tmp_pat
     tests = python_calls(tmp_path, "test")
     assert "-m pip --disable-pip-version-check install -e .[dev]" in tests
     assert "-m pytest" in tests[-1]
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+@pytest.mark.parametrize(
+    ("words", "suite", "reported"),
+    [
+        ([], "tiny --set @short", "runs/tiny-short"),
+        (["SHORT="], "tiny", "runs/tiny"),
+        (["SUITE=small"], "small", "runs/small"),
+        (["OUT=there"], "tiny --set @short", "there/tiny-short"),
+    ],
+)
+def test_the_main_job_is_short_for_the_suite_tiny_alone(words: list[str], suite: str, reported: str):
+    def told(target: str) -> str:
+        done = subprocess.run(["make", "-n", target, *words], cwd=ROOT, capture_output=True, text=True, check=True)
+        return " ".join(done.stdout.splitlines()[-1].split())
+
+    assert f"harness sweep {suite} --adapter opd,aopd" in told("stage-all")
+    assert told("report").endswith(f"harness report {reported}")

@@ -51,7 +51,7 @@ def run_over_nodes(
 ) -> None:
     """Do a run in the processes of all nodes of a placement group; called in a task on the first node.
 
-    The processes of the other nodes get the variables of `environment` too, which the first node's task has set.
+    This task has set the variables of `environment`; the tasks on the other nodes set them too.
     Raises the run's own error, from a `StoppedError` where a signal ended it, as when another node is lost and the run stops
     with a snapshot. Ends this worker where a process or a node was lost, so that Ray starts the task again.
     """

@@ -1,8 +1,8 @@
 """The Ray tasks of a sweep: build a model, do a run, evaluate a finished stage; and the actor that carries their events.
 
 Ray imports this module on every node. A run's folder is its only state, so a run whose task is started again continues from
-its last snapshot or finished stage. What only runs need is imported in the tasks, because the driver and the actor start
-seconds earlier without it.
+its last snapshot or finished stage. What only runs need is imported in the tasks: the driver and the actor start seconds
+earlier without it, and it may read the environment, which a task sets first.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Driver:
 
     - `board`: the sweep's `Board`.
     - `marker`: a file by which a node knows that it sees the driver's run folder; it holds the driver's current folder.
-    - `environment`: the driver's variables that name caches and access to the hub. As Ray's own runtime environment they would
-      make each node start a process anew where one stands ready.
+    - `environment`: the driver's variables that name caches and access to the hub. Ray's `runtime_env` could carry them, but
+      then each node starts a new process although one is ready.
     """
 
     board: Any
@@ -190,7 +190,7 @@ def _evaluate(spec: RunSpec, stage: int, driver: Driver) -> None:
 def _prepare(spec: RunSpec, driver: Driver) -> None:
     """Take the driver's environment and current folder, and limit this worker's threads.
 
-    To be called before anything is imported that reads the environment. Raises `RunError` on a node that does not see the
+    Call it before any import that reads the environment. Raises `RunError` on a node that does not see the
     driver's files.
     """
     os.environ.update(driver.environment)

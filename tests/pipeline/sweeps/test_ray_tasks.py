@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,28 +15,42 @@ import torch
 from harness.config.run_spec import RunSpec
 from harness.config.suite import Resources, Suite
 from harness.errors import ConfigError
-from harness.pipeline.sweeps import ray_tasks
+from harness.pipeline.sweeps import ray_nodes, ray_tasks
 from harness.pipeline.sweeps.ray_sweep import refuse_teachers_on_offered_gpus
 from harness.rundir.process.progress import Event
 from tests.support.runs import changed_suite
 
 
 @pytest.mark.parametrize(("gpu", "device"), [(True, "cuda"), (False, "cpu")])
-def test_a_model_is_built_on_the_device_on_which_its_runs_look_for_it(
+def test_a_model_is_built_in_the_drivers_environment_on_the_device_on_which_its_runs_look_for_it(
     gpu: bool, device: str, micro: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    devices: list[str] = []
+    built: list[tuple[str, str]] = []
 
     def checkpoint_of(*arguments: Any) -> None:
-        devices.append(arguments[-1])
+        built.append((arguments[-1], os.environ["HF_HOME"]))
 
     monkeypatch.setattr("harness.pipeline.build.model_source.checkpoint_of", checkpoint_of)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HOME", "the node's own")
     (marker := tmp_path / "marker").write_text(str(tmp_path), encoding="utf-8")
     spec = RunSpec(micro.model_copy(update={"device": "auto"}), "opd", 0, out=tmp_path)
-    ray_tasks.build_model(spec, spec.suite.student, 0, ray_tasks.Driver(None, marker, {}))
-    assert devices == [device]
+    ray_tasks.build_model(spec, spec.suite.student, 0, ray_tasks.Driver(None, marker, {"HF_HOME": "the driver's"}))
+    assert built == [(device, "the driver's")]
+
+
+def test_the_processes_of_another_node_get_the_drivers_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    seen: list[str] = []
+
+    def torchrun(*_: Any) -> subprocess.Popen[bytes]:
+        seen.append(os.environ["HF_HOME"])
+        return subprocess.Popen([sys.executable, "-c", ""])
+
+    monkeypatch.setattr(ray_nodes, "_torchrun", torchrun)
+    monkeypatch.setenv("HF_HOME", "the node's own")
+    ray_nodes._join(tmp_path, "host:1", 2, 1, 1, {"HF_HOME": "the driver's"})
+    assert seen == ["the driver's"]
 
 
 class Cluster:
