@@ -24,7 +24,7 @@ from harness.config.suite import Suite
 from harness.errors import ConfigError, RunError, TaskError
 from harness.pipeline.run import run
 from harness.pipeline.sweeps.ray_sweep import sweep_on_ray
-from harness.pipeline.sweeps.ray_tasks import evaluation_options, task_options
+from harness.pipeline.sweeps.ray_tasks import answer_of, evaluation_options, task_options
 from harness.rundir.process.progress import Event, silent
 from tests.support.models import micro_suite, write_task, write_yaml
 from tests.support.runs import cells, manifest
@@ -178,6 +178,30 @@ def test_a_node_that_shares_only_a_store_is_lost_and_another_one_continues_from_
     assert all((place / "stage_1_tiny_weather" / "train").is_dir() for place in places), (
         "each node has a disk of its own"
     )
+
+
+def test_a_task_keeps_its_processor_while_it_asks_the_board():
+    import ray  # pyright: ignore[reportMissingImports]
+
+    def ask(board: Any) -> float:
+        answer_of(ray, board.slow_answer.remote())
+        return time.time()
+
+    class Slow:
+        def slow_answer(self) -> None:
+            time.sleep(3)
+
+    nodes = Nodes(second=False)
+    try:
+        ray.init(nodes.address, log_to_driver=False)
+        board = ray.remote(num_cpus=0)(Slow).remote()
+        first = ray.remote(ask).remote(board)
+        wait_for(lambda: not ray.available_resources().get("CPU"))
+        begun = ray.get(ray.remote(lambda: time.time()).remote())
+        assert begun >= ray.get(first), "the second task had the processor before the first one had ended"
+    finally:
+        ray.shutdown()
+        nodes.cluster.shutdown()
 
 
 # The second stage lasts longer than a node needs to start what evaluates the first one.

@@ -12,6 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -128,7 +129,7 @@ def do_run(spec: RunSpec, options: dict[str, Any], group: Any, driver: Driver, *
     """
     import ray  # pyright: ignore[reportMissingImports]
 
-    if not ray.get(driver.board.may_begin.remote()):
+    if not answer_of(ray, driver.board.may_begin.remote()):
         return False
     _prepare(spec, driver)
     from harness.pipeline.run import run
@@ -150,10 +151,19 @@ def do_run(spec: RunSpec, options: dict[str, Any], group: Any, driver: Driver, *
                 raise
             time.sleep(1)
         except RunError as error:
-            if isinstance(error.__cause__, StoppedError) and ray.get(driver.board.may_begin.remote()):
+            if isinstance(error.__cause__, StoppedError) and answer_of(ray, driver.board.may_begin.remote()):
                 # The sweep goes on, so this node is being taken away. Ray restarts a task whose worker has ended.
                 os._exit(1)
             raise
+
+
+def answer_of(ray: Any, question: Any) -> Any:
+    """Return an actor's answer to a question that was put to it.
+
+    While a task's main thread waits for an answer, Ray gives the task's processors to other tasks, so another thread waits.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(ray.get, question).result()
 
 
 def _begin_evaluation(
