@@ -29,7 +29,7 @@ from harness.rundir.process.progress import Report
 from harness.rundir.shared.remote_stages import RemoteStages
 from harness.rundir.training.snapshots import StopRequest
 
-POLL_SECONDS, CONNECT_SECONDS = 0.2, 10.0
+POLL_SECONDS, CONNECT_SECONDS = 0.5, 10.0
 CARRIED = ("HARNESS_CACHE", "HF_HOME", "HF_HUB_OFFLINE", "HF_TOKEN", "TOKENIZERS_PARALLELISM", "TQDM_DISABLE")
 
 

@@ -28,7 +28,7 @@ from harness.pipeline.sweeps.ray_nodes import run_over_nodes
 from harness.rundir.process.progress import Event, Report
 
 RETRIES = 5  # of a task whose worker or node died
-SEND_SECONDS = 0.2  # between two messages about the steps of one activity
+SEND_SECONDS = 0.5  # between two messages about the steps of one activity
 RELEASE_SECONDS = 180.0  # until the process of a lost node has released its run folder
 
 
