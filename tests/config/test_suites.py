@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from harness.config.load import SUITE_FOLDER, find_suite, load_suite
+from harness.config.models import Scratch
 from harness.config.study_file import load_study
 from harness.config.suite import Suite
 from harness.errors import ConfigError
@@ -41,6 +42,8 @@ def test_the_short_form_of_tiny_does_the_same_with_less():
     for less, more in zip(short.stages, whole.stages, strict=True):
         assert 3 * less.training.steps <= 2 * more.training.steps
     for less, more in ((short.student, whole.student), (short.teacher, whole.teacher)):
+        assert isinstance(less, Scratch)
+        assert isinstance(more, Scratch)
         assert less.architecture.layers < more.architecture.layers
     assert short.evaluation.limit == 100
 

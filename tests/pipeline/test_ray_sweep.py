@@ -32,7 +32,7 @@ from tests.support.runs import cells, manifest
 pytest.importorskip("ray", reason="the extra `ray` is not installed")
 pytestmark = pytest.mark.ray
 UNSHARE = ("unshare", "--mount", "--map-root-user")  # mounts of its own, for a process and its children
-# A stage of so many steps is still trained when the driver, which sees a step after at most a second, stops it or kills its node.
+# A stage of so many steps is still trained when the driver, which sees a step within a second, stops it or kills its node.
 LONG = {"training": {"steps": 75}}
 # A lost node is noticed after two seconds, not after the usual ten or so.
 FAST = {"health_check_initial_delay_ms": 500, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
