@@ -115,10 +115,10 @@ def test_adapters_are_listed_without_the_libraries_that_some_of_them_train_with(
 
 
 def test_tasks_are_listed_without_models():
-    assert loaded("tasks") <= {"lm_eval", "datasets"}
+    assert loaded("tasks") <= {"lm_eval", "datasets", "huggingface_hub"}
 
 
 @pytest.mark.slow
 def test_a_dry_run_loads_no_model_class_and_no_trainer(micro_file: Path):
     found = loaded("run", str(micro_file), "--adapter", "opd", "--dry-run")
-    assert found <= {"torch", "transformers", "lm_eval", "datasets"}
+    assert found <= {"torch", "transformers", "lm_eval", "datasets", "huggingface_hub"}
