@@ -12,6 +12,8 @@ import yaml
 
 from harness.cli.app import main
 from harness.config.base import digest
+from harness.config.load import load_suite
+from harness.config.run_spec import RunSpec
 from harness.config.study_file import STUDY_FOLDER, Factor, Study, load_study
 from harness.errors import ConfigError
 from harness.pipeline.sweeps.study_runs import MOST_RUNS, Plan, Point, plan_study
@@ -138,6 +140,12 @@ def test_shipped_studies_are_valid_and_small_enough(name: str, tmp_path: Path):
     assert load_study(name).name == name
     assert 0 < len(plan.specs) <= MOST_RUNS
     assert not repeated(plan), "two runs of a study are the same run under two names"
+    drawn = {
+        each.training.prompts_per_step * each.training.num_generations for spec in plan.specs for each in spec.stages
+    }
+    assert drawn == {64}, "responses of a step, as in the published pages"
+    sweep = RunSpec(load_suite("tiny", ["@short"]), "opd", 0, out=tmp_path)
+    assert sweep.path not in {spec.path for spec in plan.specs}, "`make stage-all` and the study have one folder"
 
 
 def repeated(plan: Plan) -> list[str]:
