@@ -19,6 +19,13 @@ def write_program(path: Path, line: str) -> None:
     path.chmod(0o755)
 
 
+def make(*words: str, path: str = os.environ["PATH"]) -> str:
+    """Return what `make` prints, whatever variables the user or a make above these tests has set."""
+    return subprocess.run(
+        ["make", *words], cwd=ROOT, env={"PATH": path}, capture_output=True, text=True, check=True
+    ).stdout
+
+
 def python_calls(folder: Path, target: str, gpu: bool = False, installed: bool = True) -> list[str]:
     """Return the calls of python that a target makes on a machine with or without a GPU, in an environment or a new one."""
     notes = folder / "calls.txt"
@@ -26,8 +33,7 @@ def python_calls(folder: Path, target: str, gpu: bool = False, installed: bool =
     if installed:
         (folder / "venv" / ".installed").touch()
     write_program(folder / "tools" / "nvidia-smi", f"exit {0 if gpu else 1}")
-    environment = {**os.environ, "PATH": f"{folder / 'tools'}:{os.environ['PATH']}"}
-    subprocess.run(["make", target, f"VENV={folder / 'venv'}"], cwd=ROOT, env=environment, check=True)
+    make(target, f"VENV={folder / 'venv'}", path=f"{folder / 'tools'}:{os.environ['PATH']}")
     return notes.read_text().splitlines()
 
 
@@ -95,8 +101,7 @@ def test_the_main_job_installs_the_harness_alone_and_tests_the_tools_too(tmp_pat
 )
 def test_the_main_job_is_short_for_the_suite_tiny_alone(words: list[str], suite: str, reported: str):
     def told(target: str) -> str:
-        done = subprocess.run(["make", "-n", target, *words], cwd=ROOT, capture_output=True, text=True, check=True)
-        return " ".join(done.stdout.splitlines()[-1].split())
+        return " ".join(make("-n", target, *words).splitlines()[-1].split())
 
     assert f"harness sweep {suite} --adapter opd,aopd" in told("stage-all")
     assert told("report").endswith(f"harness report {reported}")
