@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import time
@@ -39,12 +38,18 @@ def block(heading: str, language: str) -> str:
 @pytest.fixture
 def job(tmp_path: Path) -> tuple[list[str], dict[str, str]]:
     """The command of the SLURM job and its environment."""
+    installed = tmp_path / "continual-harness" / ".venv" / "bin"
+    installed.mkdir(parents=True)
     for name, text in STANDS_IN.items():
-        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
-        (tmp_path / name).chmod(0o755)
-    (tmp_path / "job.sh").write_text(block("SLURM", "bash"))
+        program = (installed if name == "harness" else tmp_path) / name
+        program.write_text(f"#!/bin/bash\n{text}\n")
+        program.chmod(0o755)
+    (installed / "activate").write_text(f'PATH="{installed}:$PATH"\n')
+    clone, shared = "/shared/continual-harness", block("SLURM", "bash")
+    assert clone in shared
+    (tmp_path / "job.sh").write_text(shared.replace(clone, str(tmp_path / "continual-harness")))
     variables = {"SLURM_JOB_ID": "77", "SLURM_JOB_NODELIST": "node[1-4]", "SLURM_NNODES": "4", "ENDS": ""}
-    path = f"{tmp_path}:{os.environ['PATH']}"
+    path = f"{tmp_path}:/usr/bin:/bin"
     return ["bash", str(tmp_path / "job.sh")], {**variables, "PATH": path, "EVENTS": str(tmp_path / "events")}
 
 

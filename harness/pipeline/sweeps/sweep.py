@@ -70,7 +70,7 @@ def refuse_shared_engine(todo: Sequence[RunSpec], remedy: str) -> None:
     if len(todo) > 1 and (sharing := [spec.suite.backend for spec in todo if _shares_engine(spec)]):
         raise ConfigError(
             f"{len(todo)} runs at once would share the servers of backend {sharing[0]}, which hold the weights of one run; "
-            f"{remedy}, or give each run its own servers and --out"
+            f"{remedy}, or start each with `harness run` and its own servers"
         )
 
 
