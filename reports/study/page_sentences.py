@@ -19,13 +19,16 @@ def describe_study(results: Results) -> list[str]:
     fewer = ", fewer where a factor says so" if any(factor.seeds for factor in study.factors.values()) else ""
     theirs = "; claims name theirs" if study.claims else ""
     shown = f"Tables are of {results.profile} decoding, the suite's first profile, where they name no other{theirs}."
+    controls = len(results.frames.runs) - len(steps)
+    untrained = f"; {format_count(controls, 'more run')} without training" if controls else ""
+    varied = ", ".join(factor.title for factor in study.factors.values())
     items = _describe_range(int(n) for n in results.frames.scores["n"].unique() if n)
     return [
         f"Suite {study.suite}: stages {', then '.join(stage.task for stage in base.stages)}; "
         f"probes, never trained: {', '.join(base.probes) or 'none'}.",
         f"Methods {', '.join(entries)}; seeds {seeds}{fewer}; {items} test items per task.",
-        f"{format_count(len(results.frames.runs), 'run')} of {_describe_range(steps)} steps each, {steps.sum():,} steps "
-        f"in all. One factor is varied at a time: {', '.join(factor.title for factor in study.factors.values())}.",
+        f"{format_count(len(steps), 'run')} of {_describe_range(steps)} steps each, {steps.sum():,} steps in all{untrained}. "
+        f"One factor is varied at a time: {varied}.",
         *([shown] if results.profile else []),
         *describe_groups(results.frames),
     ]

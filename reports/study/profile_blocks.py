@@ -60,7 +60,8 @@ def profile_blocks(results: Results) -> list[Block]:
 def describe_learned_and_ended(results: Results, profile: str) -> list[str]:
     """Return for each start what the study's entries learned and how they ended against their references, under a profile.
 
-    Profiles under which the sign of the difference in learning reverses are named.
+    The profile is empty where the suite names none. Profiles under which the sign of the difference in learning reverses are
+    named.
     """
     found: list[str] = []
     for start in results.layout.starts:
@@ -76,10 +77,10 @@ def describe_learned_and_ended(results: Results, profile: str) -> list[str]:
             turned = [
                 f"; under {name} decoding it learned {format_interval(other, format_points)}"
                 for name, (other, _) in by_profile.items()
-                if reverses(other, by_profile[profile][0], FEWEST_SEEDS)
+                if reverses(other, by_profile[shown[0].profile][0], FEWEST_SEEDS)
             ]
             found.append(
-                f"{_label(results, f'{entry} − {reference}', start)}, {profile} decoding: learned "
+                f"{_label(results, f'{entry} − {reference}', start)}{f', {profile} decoding' * bool(profile)}: learned "
                 f"{format_interval(learned, format_points)} and ended {format_interval(ended, format_points)} points"
                 f"{''.join(turned)}."
             )

@@ -115,6 +115,21 @@ def test_a_learning_claim_is_the_paired_difference_of_the_run_directories(
         assert paper[start] in line
 
 
+def test_the_page_counts_the_runs_that_train_and_their_steps(plan: Plan, page: Path):
+    logs = [sum(1 for log in spec.path.glob("stage_*/train/steps.jsonl") for _ in log.open()) for spec in plan.specs]
+    trained = [steps for steps in logs if steps]
+    assert 0 < len(trained) < len(logs)
+    found = re.search(
+        r"- (\d+) runs of .* steps each, ([\d,]+) steps in all; (\d+) more runs", page.read_text(encoding="utf-8")
+    )
+    assert found
+    assert [int(each.replace(",", "")) for each in found.groups()] == [
+        len(trained),
+        sum(logs),
+        len(logs) - len(trained),
+    ]
+
+
 def test_every_figure_of_the_csv_follows_from_its_run_directory(plan: Plan, runs: pd.DataFrame):
     assert len(runs.drop_duplicates(["factor", "setting", "adapter", "order", "seed"])) == len(plan.points)
     learned = runs[runs["figure"] == "learning_accuracy"]

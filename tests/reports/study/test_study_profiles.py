@@ -95,6 +95,17 @@ def test_one_profile_has_nothing_to_compare(tmp_path: Path):
     assert profile_blocks(collect(plan)) == []
 
 
+def test_a_study_whose_suite_and_claims_name_no_profile_says_what_was_learned(tmp_path: Path):
+    plan = study(tmp_path, METHODS)
+    for spec in plan.specs:
+        write_finished(spec, scores(spec, "greedy"), further={})
+        file = spec.path / "manifest.json"
+        write_json(file, json.loads(file.read_text()) | {"profiles": {}})
+    results = collect(plan)
+    (sentence,) = describe_learned_and_ended(results, results.profile)
+    assert re.match(r"aopd − opd: learned \+21\.0 ", sentence)
+
+
 def test_seeds_that_start_from_other_weights_are_no_pairs_in_any_sentence_or_table(tmp_path: Path):
     plan = study(tmp_path, METHODS)
     for spec in plan.specs:
