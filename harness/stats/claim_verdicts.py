@@ -68,7 +68,8 @@ def gate(verdicts: Sequence[str]) -> list[str]:
     """Return the verdicts of a fixed sequence: after the first that shows no difference, the others are not tested.
 
     A claim that is not testable neither opens nor closes the gate. The design decides that, but at equal learning the curves
-    do too: without common learning, or with too few points, a claim is passed over. One without a look closes the gate.
+    do too: without common learning, or with too few points, a claim is passed over. One without a look, or whose planned runs
+    are not there yet, has no verdict and closes the gate.
     """
     gated, is_open = list[str](), True
     for verdict in verdicts:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 
@@ -43,13 +43,18 @@ class Evidence:
 
     `by_rate[start, adapter]` holds the methods by learning rate, the adapter's own included; only a study has several.
     `branches` are further methods that begin at a common checkpoint, see `Method.branch_stage`; only a study has them.
-    `planned_starts` are a study's starts, also those without runs yet: the first one stays the primary one.
+    What a study plans counts before its runs exist: `planned_starts`, of which the first one stays the primary one,
+    `planned_rates`, by start and adapter as `by_rate`, and `planned_branches`, by start and adapter.
     """
 
     methods: Sequence[Method]
     by_rate: Mapping[tuple[str, str], ByRate] = field(default_factory=dict[tuple[str, str], ByRate])
     branches: Sequence[Method] = ()
     planned_starts: Sequence[str] = ()
+    planned_rates: Mapping[tuple[str, str], Collection[float]] = field(
+        default_factory=dict[tuple[str, str], Collection[float]]
+    )
+    planned_branches: Collection[tuple[str, str]] = ()
 
     @property
     def runs(self) -> list[RunDir]:
@@ -97,13 +102,22 @@ class Evidence:
             )
         return found[0] if found else None
 
+    def awaits_runs(self, entry: ClaimEntry, adapter: str, start: str) -> bool:
+        """Return whether a study plans runs of an adapter that the claim compares and that are not there yet."""
+        place, rates = (start, adapter), self.planned_rates.get((start, adapter), ())
+        if entry.scope.rate == "best":
+            return len(rates) > max(1, len(self.by_rate.get(place, {})))
+        planned = place in self.planned_branches if entry.scope.stage == "branch" else bool(rates)
+        return planned and self.method(entry, adapter, start) is None
+
 
 @dataclass(frozen=True)
 class MeasuredEffect:
     """An effect by seed and by item under one evaluation profile.
 
     `compared` tells a reader what was compared. The effect's intervals are to be `widening` times as wide as those of the
-    estimate. `reason` says why the runs cannot test the claim; it is empty where they can.
+    estimate. `reason` says why the runs cannot test the claim; it is empty where they can. `unfinished` says that runs which
+    are not there yet can change that.
     """
 
     estimate: Estimate
@@ -111,6 +125,7 @@ class MeasuredEffect:
     compared: str = ""
     reason: str = ""
     widening: float = 1.0
+    unfinished: bool = False
 
 
 NO_EFFECT = Estimate({})
@@ -122,7 +137,10 @@ def measure_effect(entry: ClaimEntry, place: ClaimScope, profile: str, evidence:
     methods = {metric: method for metric, method in named.items() if method is not None}
     if missing := [metric for metric in named if metric not in methods]:
         where = " that begin a stage at a trained checkpoint of all methods" if entry.scope.stage == "branch" else ""
-        return MeasuredEffect(NO_EFFECT, profile, reason=f"no runs of {_name(missing[0], place)}{where}")
+        unfinished = any(evidence.awaits_runs(entry, metric.adapter, _start(metric, place)) for metric in missing)
+        return MeasuredEffect(
+            NO_EFFECT, profile, reason=f"no runs of {_name(missing[0], place)}{where}", unfinished=unfinished
+        )
     if apart := _other_weights(entry, methods):
         return MeasuredEffect(NO_EFFECT, profile, reason=apart)
     if not any(isinstance(claim_metrics()[metric.name], Figure | CurveFigure) for metric in methods):
@@ -256,6 +274,9 @@ def _at_best_rates(entry: ClaimEntry, place: ClaimScope, profile: str, evidence:
     for metric in entry.parsed.metrics:
         rates = evidence.by_rate.get((_start(metric, place), metric.adapter), {})
         shown = {rate: found for rate, method in rates.items() if (found := method.under(profile))}
+        if evidence.awaits_runs(entry, metric.adapter, _start(metric, place)):
+            reason = f"{metric.adapter} has no run yet at some of its learning rates"
+            return MeasuredEffect(NO_EFFECT, profile, reason=reason, unfinished=True)
         if len(shown) < 2:
             return MeasuredEffect(NO_EFFECT, profile, reason=f"{metric.adapter} ran at one learning rate")
         for method in shown.values():
@@ -286,7 +307,9 @@ def _at_equal_learning(
     stage = methods[one].branch_stage if entry.scope.stage == "branch" else entry.scope.last
     ended = {metric: found for metric, method in methods.items() if (found := method.finished)}
     if running := [metric for metric in methods if metric not in ended]:
-        return MeasuredEffect(NO_EFFECT, profile, reason=f"no finished run of {_name(running[0], place)}")
+        return MeasuredEffect(
+            NO_EFFECT, profile, reason=f"no finished run of {_name(running[0], place)}", unfinished=True
+        )
     found = at_equal_learning_of(ended[other], ended[one], tasks, stage)
     if found is None or found.obstacle:
         return MeasuredEffect(

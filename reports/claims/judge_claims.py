@@ -46,6 +46,7 @@ class Verdict:
     - `verdict`: one of `harness.stats.claim_verdicts`, or EXPLORATORY. `reason` explains a missing verdict, `compared` says
       what was compared, `profile` names the evaluation profile.
     - `looked`: the number of seeds that counts for a look; `level`: the level of that look, nan where there is none.
+    - `unfinished`: what `reason` lacks may come with runs that are not there yet.
     """
 
     entry: ClaimEntry
@@ -60,6 +61,7 @@ class Verdict:
     profile: str = ""
     looked: int = 0
     level: float = math.nan
+    unfinished: bool = False
 
     @property
     def primary(self) -> bool:
@@ -120,13 +122,15 @@ def _rows(file: ClaimFile, entry: ClaimEntry, evidence: Evidence) -> Iterator[Ve
     _check_scope(entry, evidence)
     for place in places(entry, evidence):
         found = measure_effect(entry, place, file.profile_of(entry), evidence)
-        yield _measured(entry, place, found, count_seeds(entry, place, evidence, found.estimate))
+        looked = 0 if found.unfinished else count_seeds(entry, place, evidence, found.estimate)
+        yield _measured(entry, place, found, looked)
 
 
 def _measured(entry: ClaimEntry, place: ClaimScope, found: MeasuredEffect, looked: int) -> Verdict:
     row = Verdict(entry, place, reason=found.reason, compared=found.compared, profile=found.profile, looked=looked)
     if not found.estimate.by_seed:
-        return replace(row, reason=found.reason or "no seed has all the scores that it compares")
+        reason = found.reason or "no seed has all the scores that it compares"
+        return replace(row, reason=reason, unfinished=found.unfinished or not found.reason)
     change = found.estimate
     parts = two_way_interval(change), t_interval(change.values), over_items(change) if change.items else NOTHING
     parts = [part.widened(found.widening) for part in parts]
@@ -141,7 +145,10 @@ def _measured(entry: ClaimEntry, place: ClaimScope, found: MeasuredEffect, looke
 def _decide(row: Verdict, looks: Sequence[int]) -> Verdict:
     """Return a row with the verdict that it has without the other rows of its sequence."""
     if row.reason or row.effect.seeds < FEWEST_SEEDS:
-        return replace(row, verdict=NOT_TESTABLE, reason=row.reason or f"fewer than {FEWEST_SEEDS} seeds")
+        # Until a claim has the runs that are planned for it, it closes the sequence: with them it may show no difference.
+        waits = (row.unfinished or not row.reason) and any(look > row.looked for look in looks)
+        reason = row.reason or (_no_look(row.looked, looks) if waits else f"fewer than {FEWEST_SEEDS} seeds")
+        return replace(row, verdict=NO_VERDICT if waits else NOT_TESTABLE, reason=reason)
     entry, level = row.entry, level_at(row.looked, looks)
     alone, verdict = (judge(row.effect, entry.parsed.sign, entry.smallest, entry.zone, each) for each in (ALPHA, level))
     row = replace(row, verdict=verdict, level=level)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from reports.claims.claim_file import ClaimFile, read_claims
 from reports.claims.evidence import Evidence
 from reports.claims.judge_claims import Verdict, judge_claims
+from reports.study.study_plan import planned_runs_of
 from reports.study.study_results import Results
 
 
@@ -35,8 +36,14 @@ def judge_study(results: Results) -> list[Verdict]:
         for start in results.layout.starts
         for adapter in adapters
     ]
+    layout = results.layout
     evidence = Evidence(
-        [method for method in own if method is not None], by_rate, results.branches, results.layout.starts
+        [method for method in own if method is not None],
+        by_rate,
+        results.branches,
+        layout.starts,
+        {place: layout.rates(*place) for place in by_rate},
+        {(spec.suite.student.start_name, spec.entry) for spec in planned_runs_of(results.plan).branches},
     )
     rows = judge_claims(files, evidence, results.plan.study.planned_looks)
     return rows if any(row.effect.seeds for row in rows) else []

@@ -17,7 +17,7 @@ from harness.rundir.files import write_json
 from harness.rundir.reader import find_runs
 from harness.rundir.registered_claims import registrations_for
 from harness.rundir.store import read_manifest
-from harness.stats.claim_verdicts import NO_VERDICT, SUPPORTED
+from harness.stats.claim_verdicts import NO_VERDICT, NOT_TESTED, SUPPORTED
 from harness.stats.looks import FEWEST_SEEDS
 from reports.claims.claim_file import ClaimFile
 from reports.claims.evidence import Evidence
@@ -63,6 +63,20 @@ def test_a_claim_is_judged_at_the_looks_that_the_suite_plans(tmp_path: Path):
     write_seeds(tmp_path, range(4, 5), *plan)
     assert row_of(tmp_path).verdict == SUPPORTED
     assert "3 seeds (0.76 %), 5 seeds (4.8 %)" in describe_looks(CLAIMS, find_runs([tmp_path]))
+
+
+def test_a_claim_that_still_waits_for_seeds_closes_the_sequence(tmp_path: Path):
+    """Replay has two of three planned seeds; the third one may show that the first claim's effect is not there."""
+    (learns,) = FILE["claims"]
+    first = {**learns, "name": "replay", "expression": learns["expression"].replace("aopd", "aopd_replay")}
+    file = ClaimFile.model_validate({**FILE, "primary": ["replay", "learns"], "claims": [first, learns]})
+    write_seeds(tmp_path, range(3))
+    found = []
+    for seed in range(3):
+        spec = RunSpec(load_suite("tiny", []), "aopd_replay", seed, out=tmp_path)
+        write_finished(spec, constant(spec, 0.8 + 0.005 * (seed % 3), 0.3))
+        found.append([row.verdict for row in judge_claims([file], Evidence(find_methods([tmp_path / "tiny"])))])
+    assert found == [[NO_VERDICT, NOT_TESTED], [NO_VERDICT, NOT_TESTED], [SUPPORTED, SUPPORTED]]
 
 
 def test_seeds_added_after_the_last_look_give_no_new_test(tmp_path: Path):

@@ -19,7 +19,7 @@ from harness.rundir.records.training_records import CurvePoint
 from harness.rundir.schema import Manifest
 from harness.rundir.stage_folder import stage_folder
 from harness.rundir.store import MANIFEST
-from harness.stats.claim_verdicts import CONTRADICTED, NOT_RESOLVED, NOT_TESTABLE, SUPPORTED
+from harness.stats.claim_verdicts import CONTRADICTED, NO_VERDICT, NOT_RESOLVED, NOT_TESTABLE, NOT_TESTED, SUPPORTED
 from harness.stats.intervals import t_interval
 from harness.stats.significance import holm, p_value
 from reports.claims.claim_file import read_claims
@@ -93,6 +93,27 @@ def test_a_clear_gain_is_supported_and_the_rest_says_what_could_not_be_tested(tm
     assert found["entropy"] == EXPLORATORY
 
 
+def test_a_claim_whose_planned_runs_are_missing_closes_the_sequence(tmp_path: Path):
+    """The branch has all its runs. The other learning rate has none yet, then those of two seeds, then all."""
+    plan = study(tmp_path, {"method": METHODS, "rate": RATES | {"values": [1.0e-4, 2.0e-4]}, "branch": BRANCH})
+    branch = [spec for spec in plan.specs if spec.stages[0].shared]
+    slow = [spec for spec in plan.specs if spec.suite.training.optimizer.lr == 1e-4]
+
+    def write(specs: list[RunSpec]) -> None:
+        for spec in specs:
+            write_finished(spec, constant(spec, 0.5 + (0.3 + 0.01 * spec.seed) * (spec.entry == "aopd"), 0.4))
+
+    write([spec for spec in plan.specs if spec not in slow])
+    write_curves(branch)
+    for more in ([], [spec for spec in slow if spec.seed < 2]):
+        write(more)
+        found = verdicts(collect(plan))
+        assert (found["learns"], found["ends"], found["retains"]) == (SUPPORTED, NO_VERDICT, NOT_TESTED)
+    write([spec for spec in slow if spec.seed == 2])
+    found = verdicts(collect(plan))
+    assert found["ends"] not in (NO_VERDICT, NOT_TESTABLE)
+
+
 def test_the_page_opens_with_the_primary_claims_in_their_order(tmp_path: Path):
     learned = {"opd": [0.5, 0.5, 0.5], "aopd": [0.8, 0.79, 0.81]}
     found = judge_study(made(tmp_path, learned, learned))
@@ -121,13 +142,18 @@ def branched(folder: Path, **fixed: Any) -> Results:
     """Return a study whose branch has curves: both methods learn alike, and AOPD loses half as much of all else."""
     plan = study(folder, {"method": METHODS, "branch": {**BRANCH, "fixed": {**BRANCH["fixed"], **fixed}}})
     fill(plan, lambda s: constant(s, 0.5 + (0.3 + 0.01 * s.seed) * (s.entry == "aopd"), 0.4))
-    for spec in (spec for spec in plan.specs if spec.stages[0].shared):
+    write_curves([spec for spec in plan.specs if spec.stages[0].shared])
+    return collect(plan)
+
+
+def write_curves(specs: list[RunSpec]) -> None:
+    """Write the learning curves of a branch's finished runs."""
+    for spec in specs:
         lost = {"opd": [0.8, 0.7, 0.6, 0.5], "aopd": [0.8, 0.75, 0.7, 0.65]}[spec.entry]
         scores = {"tiny_weather": [0.2, 0.4, 0.6, 0.8], "tiny_arithmetic": lost, "tiny_short_sums": lost}
         stage = stage_folder(spec.path, 2, "tiny_weather")
         lines = [CurvePoint.model_validate(point).model_dump_json() for point in curve_points(scores)]
         stage.step_log.with_name(CURVE).write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return collect(plan)
 
 
 def test_retention_is_judged_from_a_common_checkpoint_under_the_curves_profile(tmp_path: Path):
