@@ -17,7 +17,7 @@ from harness.stats.score_matrix import Figure
 from reports.claims.claim_file import ClaimEntry, claim_metrics, metrics_of_tasks
 from reports.claims.grammar import Metric
 from reports.data.calibration import CALIBRATION, ProfileFigure, calibration, uncalibrated_tasks
-from reports.data.learning_curves import NO_CURVES, CurveFigure, at_equal_learning_of, probes_without_curve
+from reports.data.learning_curves import NO_CURVES, OBSTACLE, CurveFigure, at_equal_learning_of, probes_without_curve
 from reports.data.methods import Method, different_starts
 from reports.data.paired_cells import SeedPair, check_pairs, estimate_of
 
@@ -313,14 +313,14 @@ def _at_equal_learning(
     found = at_equal_learning_of(ended[other], ended[one], tasks, stage)
     if found is None or found.obstacle:
         return MeasuredEffect(
-            NO_EFFECT, profile, reason=NO_CURVES if found is None else found.obstacle.removeprefix("not comparable: ")
+            NO_EFFECT, profile, reason=NO_CURVES if found is None else found.obstacle.removeprefix(OBSTACLE)
         )
     sides = {one: found.kept.other, other: found.kept.base}
     seeds = f"{len(found.kept.common)} of {found.kept.seeds} seeds have common learning"
     branch = _branch(methods[one]) if entry.scope.stage == "branch" else ""
     without = _without([] if _task(one, place) else probes_without_curve(methods[one], found))
     fewer = seeds * (len(found.kept.common) < found.kept.seeds)
-    compared = ", ".join(filter(None, [fill(entry.compared, place), branch, fewer, without]))
+    compared = ", ".join(filter(None, [fill(entry.compared, place), found.without, branch, fewer, without]))
     return MeasuredEffect(entry.parsed.effect(sides.__getitem__), profile, compared)
 
 

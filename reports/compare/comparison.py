@@ -243,6 +243,8 @@ class Comparison:
                 yield f"{each.name} trains on references, so its entropy in training is not compared."
         if tasks := list(dict.fromkeys([*uncalibrated_tasks(self.base), *uncalibrated_tasks(method)])):
             yield f"{CALIBRATION.short} leaves out {', '.join(tasks)}: one of the two profiles does not evaluate them."
+        if (mean := mean_of_stages(self._stage_pairs(method))) and mean.without:
+            yield f"{method.name}: the average of {KEPT.short} is {mean.without}, where nothing can be compared."
         kept = [probe for pair in self._stage_pairs(method) for probe in probes_without_curve(method, pair)]
         if kept:
             yield f"{KEPT.short} leaves out {', '.join(dict.fromkeys(kept))}: probes scored by likelihood have no curve."

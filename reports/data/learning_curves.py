@@ -24,6 +24,7 @@ from reports.data.methods import Method, different_starts, methods_of
 
 NO_CURVES = "no learning curves"
 COLUMNS = ("learned", "reached", "kept")
+OBSTACLE = "not comparable: "  # how each obstacle begins
 OTHER_ITEMS = "not comparable: different items"
 OTHER_PROFILES = "not comparable: different profiles"
 OTHER_SEEDS = "not comparable: different seeds"
@@ -50,12 +51,16 @@ KEPT = CurveFigure(
 
 @dataclass(frozen=True)
 class StagePair:
-    """What two methods kept at equal learning in one stage; `obstacle` says why nothing is compared, and is else empty."""
+    """What two methods kept at equal learning in one stage, or on average over stages, which is stage 0.
+
+    `obstacle` says why nothing is compared, and is else empty. `without` names the stages that an average leaves out.
+    """
 
     stage: int
     name: str
     kept: AtEqualLearning
     obstacle: str = ""
+    without: str = ""
 
 
 def learning_curve_of(run: RunDir, stage: int) -> Curve | None:
@@ -99,14 +104,24 @@ def curves_of(method: Method, tasks: Sequence[str] | None = None) -> list[dict[i
 
 
 def mean_of_stages(pairs: Sequence[StagePair]) -> StagePair | None:
-    """Return the mean over the stages that are comparable, or the first obstacle where none is; None without stages."""
-    if not pairs:
-        return None
+    """Return the mean over the stages that are comparable, or what is in the way where none is; None without stages.
+
+    Of a single stage it is that stage.
+    """
+    if len(pairs) < 2:
+        return replace(pairs[0], stage=0, name="") if pairs else None
+    left: dict[str, list[int]] = {}
+    for pair in pairs:
+        if pair.obstacle:
+            left.setdefault(pair.obstacle, []).append(pair.stage)
     comparable = [pair.kept for pair in pairs if not pair.obstacle]
     if not comparable:
-        return StagePair(0, "", pairs[0].kept, pairs[0].obstacle)
+        reasons = [f"{why.removeprefix(OBSTACLE)} in {_name_stages(stages)}" for why, stages in left.items()]
+        obstacle = next(iter(left)) if len(left) == 1 else f"{OBSTACLE}{'; '.join(reasons)}"
+        return StagePair(0, "", at_equal_learning({}, {}), obstacle)
     kept = over_stages(comparable)
-    return StagePair(0, "", kept, kept.obstacle)
+    without = _name_stages(sorted(stage for stages in left.values() for stage in stages))
+    return StagePair(0, "", kept, kept.obstacle, f"without {without}" if without else "")
 
 
 def at_equal_learning_of(
@@ -126,7 +141,7 @@ def equal_learning_table(frames: Frames) -> pd.DataFrame:
 
     All values are shares. `difference` is the first method minus the second, with its interval for another seed and other
     items. `low` and `high` are the ends of the common learning, mean over seeds. `seeds` of the `paired` seeds have common
-    learning. `obstacle` says why nothing is compared.
+    learning. `obstacle` says why nothing is compared. `without` names the stages that the mean leaves out.
     """
     methods, rows = {method.name: method for method in methods_of(frames)}, []
     curves = {name: curves_of(method) for name, method in methods.items()}
@@ -212,4 +227,10 @@ def _row(label: str, against: str, pair: StagePair) -> dict[str, object]:
         "seeds": len(pair.kept.common),
         "paired": pair.kept.seeds,
         "obstacle": pair.obstacle,
+        "without": pair.without,
     }
+
+
+def _name_stages(stages: Sequence[int]) -> str:
+    numbers = ", ".join(map(str, stages))
+    return f"stages {numbers}" if len(stages) > 1 else f"stage {numbers}" if stages else ""

@@ -49,7 +49,8 @@ def equal_learning_grid(table: pd.DataFrame) -> Grid:
     """Return a row per pair of methods and stage: the common learning, and the difference in retention there."""
     rows = []
     for row in table.to_dict("records"):
-        stage = f"{row['stage']}: {row['task']}" if row["stage"] else "mean over stages"
+        mean = ", ".join(filter(None, ["mean over stages", row["without"]]))
+        stage = f"{row['stage']}: {row['task']}" if row["stage"] else mean
         common = "–" if math.isnan(row["low"]) else f"{format_percent(row['low'])} to {format_percent(row['high'])}"
         seeds = f"{row['seeds']} of {row['paired']}" if row["seeds"] < row["paired"] else str(row["paired"])
         rows.append(

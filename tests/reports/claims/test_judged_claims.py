@@ -207,6 +207,19 @@ def test_what_is_kept_is_judged_at_equal_learning(tmp_path: Path):
     assert row.primary
 
 
+def test_a_mean_over_stages_names_those_that_it_leaves_out(tmp_path: Path):
+    """In the second stage OPD learns nothing, so only the first one can be compared."""
+    first = {"opd": [0.8, 0.7, 0.6, 0.5, 0.4], "aopd": [0.8, 0.75, 0.7, 0.65, 0.6]}
+    for adapter, seed in product(("opd", "aopd"), range(3)):
+        own = [0.1] * 5 if adapter == "opd" else [0.2, 0.4, 0.6, 0.8, 1.0]
+        second = curve_points({"tiny_weather": own, "tiny_long_sums": [0.8] * 5})
+        curves = [points([0.2, 0.4, 0.6, 0.8, 1.0], first[adapter]), second]
+        write_run(tmp_path, adapter, seed, curves=lambda stage, each=curves: each[stage - 1])
+    (row,) = rows_of(tmp_path, KEEPS | {"scope": {}})
+    assert row.effect.mean == pytest.approx(0.09)
+    assert "without stage 2" in row.compared
+
+
 def test_probes_without_a_curve_are_named(tmp_path: Path):
     probes, scores = ("tiny_long_sums", "by_likelihood"), [[0.5, 0.1, 0.6, 0.5]] * 3
     learned, kept = [0.2, 0.4, 0.6, 0.8, 1.0], [0.8, 0.7, 0.6, 0.5, 0.4]

@@ -18,6 +18,7 @@ from reports.compare.rows import AVERAGE
 from reports.data.frames import load_frames
 from reports.data.learning_curves import (
     KEPT,
+    OBSTACLE,
     OTHER_ITEMS,
     OTHER_STARTS,
     StagePair,
@@ -31,6 +32,7 @@ from reports.figures.draw_curves import draw_curves
 from reports.report.build import build_report
 from reports.report.report_data import ReportData
 from reports.report.sections import curves_section
+from reports.report.sections.curves_section import equal_learning_grid
 from reports.study.equal_learning_blocks import equal_learning_blocks
 from reports.study.study_results import collect
 from tests.support.reports.run_factory import PROBES, STAGES, curve_points, write_run
@@ -82,6 +84,15 @@ def test_differences_are_of_each_stage_and_of_those_that_are_comparable(runs: Pa
     assert by_seed[0] == pytest.approx(fast - slow)
     assert first.mean == pytest.approx(sum(by_seed.values()) / 3)
     assert (mean.mean, first.seeds, second.seeds) == (pytest.approx(first.mean), 3, 0)
+    assert list(table["without"]) == ["without stage 2", "", ""]
+    assert equal_learning_grid(table).rows[0][1] == "mean over stages, without stage 2"
+
+
+def test_a_mean_of_no_stage_says_what_is_in_the_way_of_each(runs: Path):
+    write_curves(runs / "tiny/aopd/default/seed0", 1, {STAGES[0]: FAST, PROBES[0]: [0.8, 0.7, 0.6]}, items=10)
+    mean = equal_learning_table(load_frames([runs])).to_dict("records")[0]
+    assert mean["obstacle"] == f"{OTHER_ITEMS} in stage 1; {NO_COMMON_LEARNING.removeprefix(OBSTACLE)} in stage 2"
+    assert (mean["seeds"], mean["paired"]) == (0, 0)
 
 
 def test_a_comparison_has_a_row_over_stages_and_one_for_each(runs: Path):
@@ -92,6 +103,7 @@ def test_a_comparison_has_a_row_over_stages_and_one_for_each(runs: Path):
     assert rows[STAGES[1]].learning == NO_COMMON_LEARNING
     assert not rows[STAGES[1]].judged
     assert NO_COMMON_LEARNING in to_markdown(compared)
+    assert [note for note in compared.notes() if "average" in note and "without stage 2" in note]
 
 
 def test_curves_on_different_items_are_not_compared(runs: Path):
