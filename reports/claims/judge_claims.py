@@ -8,7 +8,7 @@ an interval and no verdict. Where the runs cannot test a claim, the row says why
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import NamedTuple
@@ -81,13 +81,25 @@ class JudgedSetting(NamedTuple):
 def judge_by_setting(files: Sequence[ClaimFile], methods: Sequence[Method]) -> list[JudgedSetting]:
     """Return the verdicts by suite and order, since a claim names a method by its adapter and its start alone.
 
-    Primary claims are tested in the first of them, once.
+    A file's primary claims are tested in one of them: the first that has runs of all their adapters, the suite's own order
+    before others. A start, task or stage that some settings lack is the reason there; raises `ConfigError` where all do.
     """
+    settings = {key: Evidence(found) for key, found in by_setting(methods).items()}
+    _refuse_unknown(files, list(settings.values()))
+    tested = [(file, _tested_in(file, settings)) for file in files]
     judged: list[JudgedSetting] = []
-    for (suite, order), found in by_setting(methods).items():
-        evidence = Evidence(found)
-        judged.append(JudgedSetting(suite, order, evidence, judge_claims(files, evidence, primary=not judged)))
+    for setting, evidence in settings.items():
+        rows = [row for file, place in tested for row in _judge_file(file, evidence, (), tested=setting == place)]
+        judged.append(JudgedSetting(*setting, evidence, rows))
     return judged
+
+
+def _tested_in(file: ClaimFile, settings: Mapping[tuple[str, str], Evidence]) -> tuple[str, str]:
+    """Return the suite and order in which a file's primary claims are tested."""
+    asked = {name for entry in file.claims if entry.name in file.primary for name in entry.parsed.adapters}
+    ordered = sorted(settings, key=lambda setting: setting[1] != "default")
+    has_all = (key for key in ordered if asked <= {method.first.adapter for method in settings[key].methods})
+    return next(has_all, ordered[0])
 
 
 def judge_claims(
@@ -96,8 +108,10 @@ def judge_claims(
     """Return the rows of all claims; each file's primary rows come first, in their order, and form one test sequence.
 
     Verdicts are given at looks: the numbers of seeds that the runs record, or `planned` where they record none. Without
-    `primary` all rows are exploratory: a report that judges one file in several settings tests it in the first one alone.
+    `primary` all rows are exploratory: a report that judges one file in several settings tests it in one of them. Raises
+    `ConfigError` for a start, task or stage that no run has, because the claim would silently be left out.
     """
+    _refuse_unknown(files, [evidence])
     return [row for file in files for row in _judge_file(file, evidence, planned, primary)]
 
 
@@ -119,7 +133,9 @@ def _judge_file(file: ClaimFile, evidence: Evidence, planned: Sequence[int], tes
 
 def _rows(file: ClaimFile, entry: ClaimEntry, evidence: Evidence) -> Iterator[Verdict]:
     """Yield a claim's measured effect at each of its places, before any verdict."""
-    _check_scope(entry, evidence)
+    if lacking := _lacking(entry, evidence):
+        yield Verdict(entry, ClaimScope(), reason=lacking)
+        return
     for place in places(entry, evidence):
         found = measure_effect(entry, place, file.profile_of(entry), evidence)
         looked = 0 if found.unfinished else count_seeds(entry, place, evidence, found.estimate)
@@ -182,27 +198,32 @@ def places(entry: ClaimEntry, evidence: Evidence) -> Iterator[ClaimScope]:
         yield from (ClaimScope(start, other, task) for task in dict.fromkeys(tasks))
 
 
-def _check_scope(entry: ClaimEntry, evidence: Evidence) -> None:
-    """Raise `ConfigError` for a start, task or stage that no run has, because the claim would silently be left out."""
-    named = [entry.scope.start, *(metric.start for metric in entry.parsed.metrics)]
-    _refuse_unknown(entry, "start", named, ["", "each", "pairs", "one", "other"], evidence.starts)
+def _refuse_unknown(files: Sequence[ClaimFile], settings: Sequence[Evidence]) -> None:
+    for entry in (entry for file in files for entry in file.claims):
+        if settings and all(lacking := [_lacking(entry, evidence) for evidence in settings]):
+            raise ConfigError(f"claim {entry.name}: {lacking[0]}")
+
+
+def _lacking(entry: ClaimEntry, evidence: Evidence) -> str:
+    """Say which start, task or stage of a claim no run has; empty where there is none."""
+    starts = [entry.scope.start, *(metric.start for metric in entry.parsed.metrics)]
     tasks = list(dict.fromkeys(task for each in (*evidence.methods, *evidence.branches) for task in each.tasks))
-    _refuse_unknown(entry, "scope.tasks", entry.scope.tasks, ["first", "each", "before"], tasks)
+    named = [
+        ("start", starts, ["", "each", "pairs", "one", "other"], evidence.starts),
+        ("scope.tasks", entry.scope.tasks, ["first", "each", "before"], tasks),
+    ]
+    for key, values, always, known in named:
+        if unknown := [value for value in values if value not in (*always, *known)]:
+            there = ", ".join(filter(None, known)) or "none"
+            return f"{key} names {unknown[0]!r}, which no run has; the runs have {there}"
     runs = [method.first for method in evidence.methods if method.first.adapter in entry.parsed.adapters]
     stages = [len(run.stages) for run in runs]
     if entry.scope.last is not None and stages and entry.scope.last > min(stages):
-        raise ConfigError(
-            f"claim {entry.name}: scope.stage is {entry.scope.last}, and the runs have the stages 1 to {min(stages)}; name "
-            "one of them, or null for the last"
+        return (
+            f"scope.stage is {entry.scope.last}, and the runs have the stages 1 to {min(stages)}; name one of them, or null "
+            "for the last"
         )
-
-
-def _refuse_unknown(
-    entry: ClaimEntry, key: str, named: Sequence[str], always: Sequence[str], known: Sequence[str]
-) -> None:
-    if unknown := [name for name in named if name not in (*always, *known)]:
-        there = ", ".join(name for name in known if name) or "none"
-        raise ConfigError(f"claim {entry.name}: {key} names {unknown[0]!r}, which no run has; the runs have {there}")
+    return ""
 
 
 def _starts(entry: ClaimEntry, starts: Sequence[str]) -> list[tuple[str, str]]:

@@ -388,6 +388,29 @@ def test_a_report_s_claims_are_judged_for_each_suite_and_order_apart(tmp_path: P
     pd.testing.assert_frame_equal(both[0], both[1])
 
 
+def test_primary_claims_are_tested_where_all_their_methods_ran_in_the_suites_own_order_first(tmp_path: Path):
+    """Suite `a` has OPD alone. In suite `b`, the order `backwards` sorts before the suite's own."""
+    for seed in range(3):
+        write_run(tmp_path, "opd", seed, suite="a")
+        for adapter, order in product(("opd", "aopd"), ("backwards", "default")):
+            write_run(tmp_path, adapter, seed, suite="b", order=order)
+    judged = judge_by_setting([read_claims("aopd")], methods_of(load_frames([tmp_path])))
+    tested = {(each.suite, each.order): any(row.primary for row in each.verdicts) for each in judged}
+    assert tested == {("a", "default"): False, ("b", "backwards"): False, ("b", "default"): True}
+
+
+def test_what_only_one_order_lacks_is_the_reason_of_its_row(tmp_path: Path):
+    """Joint training has one stage, so a claim on the second one is judged on the suite's own order alone."""
+    for adapter, seed in product(("opd", "aopd"), range(3)):
+        write_run(tmp_path, adapter, seed)
+        write_run(tmp_path, adapter, seed, [[0.5] * 3, [0.8] * 3], joint=True, order="joint")
+    claims = write_claims(tmp_path, {"scope": {"stage": 2, "tasks": ["first"]}})
+    found = judge_by_setting([read_claims(claims)], methods_of(load_frames([tmp_path])))
+    (joint,), (own,) = (each.verdicts for each in sorted(found, key=lambda each: each.order == "default"))
+    assert re.match(r"scope\.stage is 2, .*stages 1 to 1\b", joint.reason)
+    assert (joint.effect.seeds, own.effect.seeds, own.reason) == (0, 3, "")
+
+
 def test_a_claim_on_probes_is_not_judged_on_other_tasks_where_there_are_none(tmp_path: Path):
     points = curve_points({"tiny_weather": [0.1, 0.5, 0.9], "tiny_arithmetic": [0.8, 0.7, 0.5]})
     for adapter, seed in product(("opd", "aopd"), range(3)):
