@@ -1,8 +1,8 @@
 """Runs that start from a finished stage of another run, so that several methods continue from one checkpoint.
 
 The checkpoint is the run's start and is evaluated as such. If the other run has the same suite, its stages up to the
-checkpoint are not trained again: their tasks become probes, so that retention is measured from the common start. If it has
-another suite, such as a warm-up, all stages are trained.
+checkpoint are not trained again: their tasks are evaluated with the probes, so that retention is measured from the common
+start; figures and claims on probes leave them out. If it has another suite, such as a warm-up, all stages are trained.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def _trained(manifest: Manifest, stage: int) -> list[TrainedBefore]:
 
 
 def _remaining(spec: RunSpec, origin: Origin) -> Suite:
-    """Return the suite with the stages that the other run has not trained, and the tasks of the others as probes."""
+    """Return the suite with the stages that the other run has not trained; the tasks of the others are among its probes."""
     ordered = spec.suite.ordered_stages(spec.order)
     # The other run may itself have started from a run of another suite, such as a warm-up.
     done = [before.task for before in origin.trained if before.task in spec.trained]

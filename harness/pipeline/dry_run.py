@@ -145,10 +145,11 @@ def _stage_table(spec: RunSpec, evaluated: EvaluationPlan) -> Table:
             tests,
         )
         table.add_row(*map(str, cells))
+    before = {each.task for each in spec.suite.origin.trained} if spec.suite.origin else set[str]()
     for probe in evaluated.probes:
         members = evaluated.groups[probe].tasks if probe in evaluated.groups else (probe,)
         items = sum(_test_items(spec.suite, tasks[name]) for name in members)
-        table.add_row("probe", probe, "", "", "", "", str(items))
+        table.add_row("before" if probe in before else "probe", probe, "", "", "", "", str(items))
     return table
 
 

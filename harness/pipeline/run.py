@@ -105,11 +105,12 @@ def _prepare(resources: RunResources, store: RunStore) -> None:
 
 def _final_figures(store: RunStore, spec: RunSpec) -> dict[str, float]:
     """Return the figures of the run's score matrix that are finite, under its first profile; trackers show them."""
-    probes = store.manifest.probes if store.manifest else ()
+    manifest = store.manifest
+    probes, before = (manifest.probes, manifest.trained_before_start) if manifest else ((), ())
     folders = [store.stage(0), *(store.stage(stage.index, stage.name) for stage in spec.stages)]
     cells = [[read_results(folder.cell(task)) for task in (*spec.trained, *probes)] for folder in folders]
     scores = np.array([[math.nan if cell is None else cell.score for cell in row] for row in cells])
     stage_of = tuple(stage.index for stage in spec.stages for _ in stage.trains)
     fixed = tuple(task for stage in spec.stages if stage.own_adapter for task in stage.trains)
-    figures = compute_figures(ScoreMatrix(scores, spec.trained, tuple(probes), stage_of, fixed=fixed))
+    figures = compute_figures(ScoreMatrix(scores, spec.trained, probes, stage_of, fixed=fixed, before=before))
     return {name: value for name, value in figures.items() if math.isfinite(value)}

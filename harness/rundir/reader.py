@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 from pyarrow.parquet import ParquetFile
@@ -22,6 +22,7 @@ from harness.rundir.store import MANIFEST, read_manifest
 
 SHOWN_FIRST = ["sft", "opd", "aopd"]  # kinds of adapter that come first in tables, after the controls
 IDENTITY = ["label", "suite", "adapter", "order", "start", "seed"]
+Role = Literal["trained", "trained before", "probe"]
 
 
 @dataclass(frozen=True)
@@ -68,13 +69,20 @@ class RunDir:
 
     @property
     def tasks(self) -> list[str]:
-        """All evaluated tasks: the trained ones in the order of training, then the probes."""
-        return [*chain.from_iterable(self.trains), *self.probes]
+        """All evaluated tasks: those of the stages in order, those that were trained before the start, then the probes."""
+        before = [task for task in self.manifest.probes if task not in self.probes]
+        return [*chain.from_iterable(self.trains), *before, *self.probes]
 
     @property
     def probes(self) -> list[str]:
-        """The tasks that are evaluated and never trained."""
-        return list(self.manifest.probes)
+        """The tasks that are evaluated and never trained, see `Manifest.never_trained`."""
+        return list(self.manifest.never_trained)
+
+    def role(self, task: str) -> Role:
+        """Return whether a stage of the run trains an evaluated task, only a run before its start did, or none (a probe)."""
+        if task not in self.manifest.probes:
+            return "trained"
+        return "probe" if task in self.probes else "trained before"
 
     @property
     def further_profiles(self) -> list[str]:
@@ -152,8 +160,8 @@ def identity(run: RunDir, label: str) -> dict[str, Any]:
 def find_runs(paths: Iterable[Path]) -> list[RunDir]:
     """Return the runs at or below each path (a suite's, an adapter's or a single run's folder), in display order.
 
-    Raises `RunError` for a path without a run, a manifest that cannot be used, one run in two places, and runs of one suite
-    and order with different stages.
+    Raises `RunError` for a path without a run, a manifest that cannot be used, one run in two places, runs of one suite and
+    order with different stages, and seeds of one method of which only some were trained on a task before their start.
     """
     found = {folder.resolve(): _read_run(folder / MANIFEST) for folder in find_run_folders(paths)}
     runs = sorted(found.values(), key=_display_order)
@@ -222,8 +230,20 @@ def _check_distinct(runs: Sequence[RunDir]) -> None:
             )
     runs = sorted(runs, key=lambda run: _display_order(run)[1:])
     for before, run in pairwise(runs):
+        if _display_order(before)[1:-1] == _display_order(run)[1:-1]:
+            _check_roles(before, run)
         if _display_order(before)[1:] == _display_order(run)[1:]:
             raise RunError(
                 f"{before.path} and {run.path} are both {run.suite}, {run.adapter}, {run.order}, seed {run.seed}; "
                 "a report takes each run once, so leave one out"
+            )
+
+
+def _check_roles(one: RunDir, other: RunDir) -> None:
+    """Refuse two seeds of a method whose tasks differ in role: a mean over them would be of different tasks by seed."""
+    for task in one.tasks:
+        if task in other.tasks and one.role(task) != other.role(task):
+            raise RunError(
+                f"{one.path} and {other.path} are seeds of one method, and {task} was trained before the start of only one of "
+                "them; report them apart"
             )

@@ -115,7 +115,10 @@ class Manifest(Record):
     )
     start_checkpoint: str | None = Field(default=None, description="folder of the student before any stage")
     stages: tuple[StageRecord, ...] = Field(description="the planned stages, in order")
-    probes: tuple[PathPart, ...] = Field(description="tasks that are evaluated and never trained")
+    probes: tuple[PathPart, ...] = Field(
+        description="tasks that are evaluated and that no stage of this run trains: the suite's probes and, after `--from`, "
+        "tasks that another run trained before the start"
+    )
     profiles: dict[PathPart, tuple[PathPart, ...]] = Field(
         default={},
         description="the tasks of each evaluation profile, the suite's first one first; empty without profiles",
@@ -186,9 +189,20 @@ class Manifest(Record):
     @property
     def trained_before(self) -> tuple[str, ...]:
         """The tasks that were trained before the method under test trained its first stage: by another run, or fixed."""
+        fixed = (task for stage in self.stages[: self.fixed_stages] for task in stage.trains)
+        return (*self.trained_before_start, *fixed)
+
+    @property
+    def trained_before_start(self) -> tuple[str, ...]:
+        """The tasks that other runs trained before this run's start, where it starts from another run's stage."""
         origin: Any = self.config.get("origin") or {}
-        earlier = [str(each["task"]) for each in origin.get("trained", ())]
-        return (*earlier, *(task for stage in self.stages[: self.fixed_stages] for task in stage.trains))
+        return tuple(str(each["task"]) for each in origin.get("trained", ()))
+
+    @property
+    def never_trained(self) -> tuple[str, ...]:
+        """The tasks that no stage trains, of this run or before its start: the probes of figures, claims and reports."""
+        before = self.trained_before_start
+        return tuple(task for task in self.probes if task not in before)
 
 
 def upgrade(raw: Any, place: str) -> Any:

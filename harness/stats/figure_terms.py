@@ -120,5 +120,5 @@ def tasks_with_joint(matrix: ScoreMatrix) -> Sequence[str]:
 
 
 def probes(matrix: ScoreMatrix) -> Sequence[str]:
-    """Return the tasks that are never trained."""
-    return matrix.probes
+    """Return the tasks that no stage trains, of the run or before its start."""
+    return [task for task in matrix.probes if task not in matrix.before]

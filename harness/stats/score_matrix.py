@@ -25,7 +25,8 @@ class ScoreMatrix:
 
     A cell that was not evaluated is nan. `stage_of` (J,) is the stage that trains each task, 1 to T; by default stage j
     trains task j. `joint` (J,) are the trained tasks' scores in a run that trained them all together; only intransigence
-    needs them. `fixed` are the trained tasks whose stage has an adapter of its own: all methods learn them alike. Raises
+    needs them. `fixed` are the trained tasks whose stage has an adapter of its own: all methods learn them alike. `before` are
+    the tasks that were trained before the start; such a task may be among the probes, and no figure counts it as one. Raises
     `ConfigError` when the shapes do not fit the names.
     """
 
@@ -35,6 +36,7 @@ class ScoreMatrix:
     stage_of: tuple[int, ...] = ()
     joint: Vector | None = None
     fixed: tuple[str, ...] = ()
+    before: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.stage_of:
@@ -84,6 +86,7 @@ class ScoreMatrix:
             tuple(self.stage_of[place] for place in trained),
             None if self.joint is None else self.joint[trained],
             self.fixed,
+            self.before,
         )
 
 

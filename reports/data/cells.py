@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
 
 from harness.rundir.files import read_results
-from harness.rundir.reader import RunDir, identity, read_parquet
+from harness.rundir.reader import Role, RunDir, identity, read_parquet
 from harness.rundir.records.cell_records import OUTCOMES, CellSummary
 from harness.stats.intervals import effective_clusters
 
@@ -63,7 +63,7 @@ def score_row(cell: CellRef) -> dict[str, Any]:
     place = {
         **place_of(cell),
         "stage_task": run.stages[cell.stage - 1] if cell.stage else "",
-        "role": "probe" if cell.task in run.probes else "trained",
+        "role": run.role(cell.task),
         "fixed": cell.task in run.manifest.fixed_tasks,
         "own": cell.stage > 0 and cell.task in run.trains[cell.stage - 1],
     }
@@ -81,6 +81,12 @@ def score_row(cell: CellRef) -> dict[str, Any]:
         "weights": results.weights,
         "comparability": results.keys.comparability,
     }
+
+
+def role_in_all(roles: Iterable[str]) -> str:
+    """Return a task's role in several runs: it is a probe only if nothing trains it in any of them, or before their start."""
+    found = set(roles)
+    return next(role for role in get_args(Role) if role in found)
 
 
 def independent_items(cell: CellRef) -> float:

@@ -53,14 +53,14 @@ def count_flips(items: pd.DataFrame) -> pd.DataFrame:
 def by_item_table(frames: Frames, items: pd.DataFrame) -> pd.DataFrame:
     """Return a row per label and task that a later stage can affect: forgetting and backward transfer by item.
 
-    Trained tasks are compared since their own stage, probes since the start. `forgotten`, `gained` and their `adjusted_`
+    Trained tasks are compared since their own stage, all others since the start. `forgotten`, `gained` and their `adjusted_`
     columns are intervals over seeds; `choices` is nan for answers in free text. See `harness.stats.by_item`.
     """
-    probes = {(*identity(run, label).values(), task) for run, label in frames.labelled for task in run.probes}
+    others = {(*identity(run, label).values(), task) for run, label in frames.labelled for task in run.manifest.probes}
     whole = items[items["kind"] == WHOLE]
     places = whole[[*IDENTITY, "task"]].itertuples(index=False, name=None)
-    of_probe = pd.Series([place in probes for place in places], whole.index, dtype=bool)
-    kept = pd.concat([items[items["kind"] == SINCE_OWN], whole[of_probe]])
+    of_other = pd.Series([place in others for place in places], whole.index, dtype=bool)
+    kept = pd.concat([items[items["kind"] == SINCE_OWN], whole[of_other]])
     counted = count_flips(kept).assign(
         right=(kept["was"] == "correct").groupby([kept[key] for key in [*IDENTITY, *CELL]], sort=False).sum().to_numpy()
     )

@@ -43,8 +43,14 @@ class RunScores:
         probes = [task for task in tasks if task not in own]
         stages = range(len(self.run.stages) + 1)
         scores = [[self.score(task, stage) for task in (*own, *probes)] for stage in stages]
-        fixed = self.run.manifest.fixed_tasks
-        return ScoreMatrix(np.array(scores, dtype=float), tuple(own), tuple(probes), tuple(own.values()), fixed=fixed)
+        return ScoreMatrix(
+            np.array(scores, dtype=float),
+            tuple(own),
+            tuple(probes),
+            tuple(own.values()),
+            fixed=self.run.manifest.fixed_tasks,
+            before=self.run.manifest.trained_before_start,
+        )
 
     def cell(self, task: str, stage: int) -> CellRef:
         """Return a task's evaluation after a stage; its results are None where it has not been evaluated."""

@@ -37,8 +37,8 @@ def retention_grids(scores: pd.DataFrame, *, compact: bool = False) -> list[Grid
 def _retention_grid(label: str, cells: pd.DataFrame, compact: bool) -> Grid:
     tasks, stages = list(cells["task"].unique()), cells.drop_duplicates("stage")
     names = shorten_names(tasks) if compact else {task: task for task in tasks}
-    probes = set(cells.loc[cells["role"] == "probe", "task"])
     records, seeds = cells.to_dict("records"), int(cells["seeds"].max())
+    marks = {c["task"]: f" ({c['role']})" for c in records if c["role"] != "trained"}
     texts = {(c["stage"], c["task"]): _compact(c) if compact else _value(c["interval"], seeds) for c in records}
     rows = [
         [
@@ -48,7 +48,7 @@ def _retention_grid(label: str, cells: pd.DataFrame, compact: bool) -> Grid:
         for stage, trained in zip(stages["stage"], stages["stage_task"], strict=True)
     ]
     own = frozenset((c["stage"], tasks.index(c["task"]) + 1) for c in records if c["own"])
-    header = ["stage", *(names[task] + (" (probe)" if task in probes else "") for task in tasks)]
+    header = ["stage", *(names[task] + marks.get(task, "") for task in tasks)]
     return Grid(f"{label}, {format_count(seeds, 'seed')}", header, rows, own)
 
 

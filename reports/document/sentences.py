@@ -15,6 +15,7 @@ from harness.rundir.reader import IDENTITY, RunDir
 from harness.stats.continual import ACCURACY, FIGURES
 from harness.stats.intervals import Interval, t_interval
 from harness.stats.significance import find_two_groups
+from reports.data.cells import role_in_all
 from reports.data.frames import Frames
 from reports.data.tables import figures_by_seed, without_fixed
 from reports.formatting import format_count, format_interval, format_percent
@@ -110,11 +111,13 @@ def _setting(frames: Frames) -> str:
     scores = frames.scores
     starts, suites = (", ".join(value for value in scores[key].unique() if value) for key in ("start", "suite"))
     stages = " or ".join(dict.fromkeys(", then ".join(run.stages) for run in frames.runs))
-    probes = list(scores.loc[scores["role"] == "probe", "task"].unique())
+    roles = scores.groupby("task", sort=False)["role"].agg(role_in_all)
+    probes, before = (list(map(str, roles.index[roles == role])) for role in ("probe", "trained before"))
     kept = f" {format_count(len(probes), 'probe')} ({', '.join(probes)}) never trained." if probes else ""
+    earlier = f" Trained before the start: {', '.join(before)}." if before else ""
     student = f"student ({starts} start)" if starts else "student"
     methods = ("; " if any("," in label for label in frames.labels) else ", ").join(frames.labels)
-    return f"Suite {suites}: the {student} was adapted to {stages} by {methods}.{kept}"
+    return f"Suite {suites}: the {student} was adapted to {stages} by {methods}.{kept}{earlier}"
 
 
 def _method(label: object, values: pd.DataFrame, without: str) -> str:

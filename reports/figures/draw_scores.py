@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from harness.errors import RunError
+from reports.data.cells import role_in_all
 from reports.data.tables import retention_table
 from reports.figures import style
 from reports.figures.curves import (
@@ -30,6 +31,7 @@ from reports.formatting import shorten_names
 
 NARROWEST = 7.6  # inches: the narrowest figure whose title fits
 CellLink = Callable[[str, str, int], str | None]  # the address of the answers for a label, a task and a stage
+ROLES = {"trained before": " (trained before the start)", "probe": " (probe, never trained)"}
 SIDES = 2.5  # inches for the names of stages and the colour scale
 
 
@@ -68,7 +70,7 @@ def _alike(table: pd.DataFrame) -> bool:
 def _heatmap_panel(axes: Axes, cells: pd.DataFrame, link: CellLink | None) -> None:
     """Draw one label's matrix with the start on top; the cell in column c and row r has its centre at (c, r)."""
     tasks, stages = list(cells["task"].unique()), cells.drop_duplicates("stage")
-    names, probes = shorten_names(tasks), int(cells.drop_duplicates("task")["role"].eq("probe").sum())
+    names, roles = shorten_names(tasks), list(cells.drop_duplicates("task")["role"])
     grid = 100 * cells.pivot(index="stage", columns="task", values="mean")[tasks].to_numpy(dtype=float)
     edges = [np.arange(size + 1) - 0.5 for size in reversed(grid.shape)]
     axes.pcolormesh(*edges, np.ma.masked_invalid(grid), cmap=style.HEAT, vmin=0, vmax=100)
@@ -78,11 +80,12 @@ def _heatmap_panel(axes: Axes, cells: pd.DataFrame, link: CellLink | None) -> No
         address = link(str(cell["label"]), str(cell["task"]), int(cell["stage"])) if link else None
         if address and cell["seeds"]:
             axes.add_patch(style.linked_cell(tasks.index(cell["task"]), cell["stage"], address))
-    if probes:
+    if probes := roles.count("probe"):
         axes.axvline(len(tasks) - probes - 0.5, color=style.INK, linewidth=2)
     rows = [fill(f"after {names.get(task, task)}" if task else "start", 18) for task in stages["stage_task"]]
     axes.set_yticks(stages["stage"], rows)
-    columns = [fill(f"{names[task]}{' (probe)' * (i >= len(tasks) - probes)}", 19) for i, task in enumerate(tasks)]
+    marks = ["" if role == "trained" else f" ({role})" for role in roles]
+    columns = [fill(f"{names[task]}{mark}", 19) for task, mark in zip(tasks, marks, strict=True)]
     axes.set_xticks(range(len(tasks)), columns, rotation=30, ha="right", rotation_mode="anchor")
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
@@ -135,12 +138,11 @@ def draw_forgetting(scores: pd.DataFrame, *, narrow: bool = False) -> Figure:
 
 
 def _forgetting_panel(axes: Axes, cells: pd.DataFrame, looks: Looks, names: dict[str, str]) -> None:
-    probe = cells["role"].iloc[0] == "probe"
     for stage in cells.loc[cells["own"], "stage"].unique():
         axes.axvspan(stage - 0.18, stage + 0.18, color=style.RULE, alpha=0.2, linewidth=0)
     for label, line in cells.groupby("label", sort=False):
         line_with_band(axes, line["stage"], line, looks[str(label)])
-    axes.set(title=names[cells["task"].iloc[0]] + " (probe, never trained)" * probe, ylim=(-3, 103))
+    axes.set(title=names[cells["task"].iloc[0]] + ROLES.get(role_in_all(cells["role"]), ""), ylim=(-3, 103))
     axes.set_xlim(-0.3, cells["stage"].max() + 0.3)
     axes.grid(visible=True)
 

@@ -22,8 +22,7 @@ def teacher_cells(frames: Frames) -> pd.DataFrame:
         for task in run.tasks:
             found = read_results(run.teacher_cell(task, frames.grader))
             if found is not None and found.metric in graded.get((run.suite, task), ()):
-                role = "probe" if task in run.probes else "trained"
-                rows.append([run.suite, found.weights, task, role, found.score])
+                rows.append([run.suite, found.weights, task, run.role(task), found.score])
     columns = pd.Index(["suite", "weights", "task", "role", "score"])
     return pd.DataFrame(rows, columns=columns).drop_duplicates(["suite", "weights", "task"], ignore_index=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections import Counter
 from copy import deepcopy
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from typer.testing import CliRunner
 
 from adapters.wrappers.replay import Replay
@@ -22,8 +24,10 @@ from harness.pipeline.branch import start_from
 from harness.pipeline.resources import RunResources
 from harness.pipeline.run import run
 from harness.pipeline.stage_context import ContextBuilder
-from harness.rundir.files import write_sealed
+from harness.rundir.files import read_results, write_sealed
 from harness.rundir.process.progress import silent
+from harness.rundir.reader import find_runs
+from harness.rundir.records.cell_records import CellSummary
 from harness.rundir.store import is_finished, read_manifest
 from harness.rundir.training.rollout_log import keep_nothing
 from tests.support.runs import cells, changed_suite, manifest
@@ -45,6 +49,28 @@ def test_a_branch_starts_where_the_other_run_s_stage_ended(micro: Suite, aopd: P
     for task in ("tiny_weather", "tiny_currency", "tiny_reminder"):
         assert start[f"stage_0/eval/{task}"]["score"] == after[f"stage_1_tiny_weather/eval/{task}"]["score"]
     assert is_finished(spec)
+
+
+@pytest.mark.slow
+def test_the_final_figures_of_a_branch_count_no_task_that_was_trained_before_it_as_a_probe(
+    micro: Suite, aopd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The micro student answers nothing right, so its scores at the start are put in its place."""
+    at_start = {"tiny_weather": 0.75, "tiny_currency": 0.25, "tiny_reminder": 0.5}
+
+    def read(cell: Path) -> CellSummary | None:
+        found = read_results(cell)
+        return found.model_copy(update={"score": at_start[cell.name]}) if found and "stage_0" in cell.parts else found
+
+    monkeypatch.setattr("harness.pipeline.run.read_results", read)
+    tracked = micro.model_copy(update={"trackers": ("tensorboard",)})
+    path = run(start_from(RunSpec(tracked, "sft", 0, out=tmp_path), str(aopd / "stage_1")))
+    (found,) = find_runs([path])
+    roles = {"tiny_currency": "trained", "tiny_weather": "trained before", "tiny_reminder": "probe"}
+    assert {task: found.role(task) for task in found.tasks} == roles
+    assert {cells(path)[f"stage_1_tiny_currency/eval/{task}"]["score"] for task in at_start} == {0}
+    (event,) = EventAccumulator(str(path / "trackers/tensorboard")).Reload().Scalars("final/probe_change")
+    assert event.value == pytest.approx(-0.5)
 
 
 def test_a_branch_by_the_same_method_goes_on_as_the_other_run_did_apart_from_its_stream(
@@ -169,6 +195,8 @@ def test_the_dry_run_of_a_branch_writes_nothing(micro_file: Path, aopd: Path, tm
     done = CliRunner().invoke(app, [*arguments, "--dry-run"])
     assert done.exit_code == 0, done.output
     assert "tiny_currency" in done.output
+    assert re.search(r"before\W+tiny_weather", done.output)
+    assert re.search(r"probe\W+tiny_reminder", done.output)
     assert not (tmp_path / "o").exists()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 from harness.errors import RunError
 from harness.rundir.files import write_json
+from harness.stats.continual import PROBE_CHANGE
 from reports.compare.comparison import Comparison
 from reports.compare.headline import sentences_of
 from reports.compare.rows import AVERAGE
@@ -26,6 +28,7 @@ from tests.support.reports.run_factory import curve_points, write_run
 from tests.support.runs import vouch
 
 FIRST, SECOND, PROBE = "tiny_arithmetic", "tiny_weather", "tiny_long_sums"
+AFTER_FIRST = [[0.1, 0.6, 0.8], [0.9, 0.5, 0.4]]  # of SECOND, PROBE and FIRST, at the start and at the end
 
 
 def fix_first_stage(run: Path) -> None:
@@ -34,6 +37,13 @@ def fix_first_stage(run: Path) -> None:
     found = json.loads(file.read_text())
     found["stages"][0]["adapter"] = "sft"
     write_json(file, found)
+
+
+def write_branch(root: Path, adapter: str, seed: int = 0, **options: Any) -> Path:
+    """Write a run that starts from another run's stage, which trained FIRST; the suite it then trains names FIRST a probe."""
+    origin = {"trained": [{"task": FIRST, "items": None}]}
+    tasks: dict[str, Any] = {"stages": (SECOND,), "probes": (PROBE, FIRST)}
+    return write_run(root, adapter, seed, AFTER_FIRST, **tasks, config={"origin": origin}, **options)
 
 
 def forgetting(adapter: str, seed: int) -> Callable[[int], Sequence[dict[str, Any]]]:
@@ -105,6 +115,41 @@ def test_a_task_is_forgotten_since_its_own_stage_in_one_suite_and_since_the_star
     assert found["aopd, one", FIRST] == expected
     assert (expected.mean, expected.seeds) == (pytest.approx(0.5), 3)
     assert found["aopd, two", FIRST].seeds == 3
+
+
+def test_a_task_that_was_trained_before_the_start_counts_in_no_figure_on_probes(tmp_path: Path):
+    for seed in range(2):
+        write_branch(tmp_path, "opd", seed)
+    figures = with_plain_columns(figure_table(load_frames([tmp_path]).scores)).set_index("figure")["mean"]
+    assert figures["probe_change"] == pytest.approx(0.5 - 0.6)
+    assert figures["probe_forgetting"] == pytest.approx(0.6 - 0.5)
+    (method,) = find_methods([tmp_path], least=1)
+    assert method.estimate(PROBE_CHANGE).by_seed == pytest.approx({0: 0.5 - 0.6, 1: 0.5 - 0.6})
+    assert method.estimate(PROBE_CHANGE, FIRST).by_seed == pytest.approx({0: 0.4 - 0.8, 1: 0.4 - 0.8})
+
+
+def test_a_task_that_was_trained_before_the_start_is_called_so_and_forgotten_since_the_start(tmp_path: Path):
+    frames = load_frames([write_branch(tmp_path, "opd")])
+    (grid,) = retention_grids(frames.scores)
+    assert grid.header == ["stage", SECOND, f"{FIRST} (trained before)", f"{PROBE} (probe)"]
+    assert grid.rows[1][1:] == ["90.0", "40.0", "50.0"]
+    setting = opening_sentences(frames)[0]
+    assert re.search(rf"1 probe \({PROBE}\) never trained\. .*before.*: {FIRST}\.", setting)
+    forgotten = by_item_table(frames, compare_answers(frames)).set_index("task")["forgotten"]
+    assert {task: interval.mean for task, interval in forgotten.items()} == pytest.approx({FIRST: 0.4, PROBE: 0.1})
+
+
+def test_a_task_is_never_trained_only_if_no_run_of_a_report_nor_what_came_before_trains_it(tmp_path: Path):
+    runs = [write_branch(tmp_path, "opd", start="sft-warm"), write_run(tmp_path / "other", "opd", suite="other")]
+    assert f"1 probe ({PROBE}) never trained." in opening_sentences(load_frames(runs))[0]
+    assert "efore" not in opening_sentences(load_frames(runs))[0]
+
+
+def test_seeds_of_which_only_some_were_trained_on_a_probe_before_their_start_are_refused(tmp_path: Path):
+    write_branch(tmp_path, "opd", 0)
+    write_run(tmp_path, "opd", 1, AFTER_FIRST, stages=(SECOND,), probes=(PROBE, FIRST))
+    with pytest.raises(RunError, match=f"{FIRST} was trained before the start of only one"):
+        load_frames([tmp_path])
 
 
 def test_seeds_that_start_from_other_weights_are_no_pairs_and_all_count(tmp_path: Path):

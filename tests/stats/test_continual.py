@@ -82,6 +82,17 @@ def test_a_stage_with_its_own_adapter_is_not_the_methods_learning():
     assert {name: values[name] for name in others} == pytest.approx({name: GOLDEN[name] for name in others})
 
 
+def test_a_task_that_was_trained_before_the_start_is_no_probe_of_a_figure():
+    branch = ScoreMatrix(np.array([[0.1, 0.8, 0.6], [0.9, 0.4, 0.5]]), ("b",), ("a", "p"), before=("a",))
+    values = compute_figures(branch)
+    assert values["probe_change"] == pytest.approx(0.5 - 0.6)
+    assert values["probe_forgetting"] == pytest.approx(0.6 - 0.5)
+    assert FIGURES["probe_change"].value(branch, "a") == pytest.approx(0.4 - 0.8)
+    # c was trained before the start and is trained again in stage 3: up to stage 2 no stage trains p alone.
+    again = ScoreMatrix(np.array(ROWS), ("a", "b", "c"), ("p",), before=("c",)).up_to(2)
+    assert FIGURES["probe_change"].value(again) == pytest.approx(0.7 - 0.6)
+
+
 def test_chaudhrys_maximum_is_over_all_stages_before_the_last_also_those_before_a_tasks_own():
     rows = [list(row) for row in ROWS]
     rows[1][1] = 0.95

@@ -25,8 +25,8 @@ NAMES = {
     "adjusted_gained": "chance-adjusted",
 }
 BY_ITEM = (
-    "Forgotten: items right after the task's own stage (probes: at the start) and not right at the end. "
-    "Gained: the reverse."
+    "Forgotten: items right after the task's own stage (at the start, where no stage trains the task) and not right at the "
+    "end. Gained: the reverse."
 )
 BY_CHANCE = (
     " Chance-adjusted: less the share (1 − a)(1 − b) / (k − 1) of items, the least that guessing among k choices changes in "

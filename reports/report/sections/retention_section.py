@@ -13,6 +13,7 @@ MATRIX = (
     "trained the task. Probes (right of the line) are never trained. With several seeds, small numbers are the lowest "
     "and the highest. Click a cell to read its answers."
 )
+BEFORE = " A task marked (trained before) was trained before the start, by another run."
 DIAGONAL = (
     "Filled marks are scores right after the task's own stage, hollow marks right before it. Bars run from the lowest to the "
     "highest seed."
@@ -32,7 +33,7 @@ def make_section(report_data: ReportData) -> Section:
     picture = Picture(
         "retention",
         "Retention: what each stage did to every task",
-        MATRIX,
+        MATRIX + BEFORE * bool((scores["role"] == "trained before").any()),
         lambda: draw_retention(scores, report_data.link),
         "Matrix of scores by stage and task, one per method; the tables below hold its numbers.",
         narrow=lambda: draw_retention(scores, report_data.link, narrow=True),

@@ -5,12 +5,15 @@ from __future__ import annotations
 import pandas as pd
 
 from harness.rundir.records.cell_records import PERPLEXITIES
+from reports.data.cells import role_in_all
 from reports.data.frames import Frames
 from reports.document.blocks import Block, Folded, Grid, Heading, Link, Section, Text
 from reports.formatting import format_interval
 from reports.report.items import TaskItems
 from reports.report.report_data import ReportData
 from reports.report.teacher_scores import describe_teacher
+
+ROLES = {"trained before": ", trained before the start", "probe": ", a probe that is never trained"}
 
 
 def make_section(report_data: ReportData) -> Section:
@@ -20,9 +23,9 @@ def make_section(report_data: ReportData) -> Section:
     without = set(scores.loc[scores["metric"].isin(PERPLEXITIES), "task"])
     blocks: list[Block] = []
     for number, task in enumerate(report_data.retention["task"].unique(), start=1):
-        role = report_data.retention.loc[report_data.retention["task"] == task, "role"].iloc[0]
-        name = f"{task}, a probe that is never trained" if role == "probe" else str(task)
-        bold = "" if role == "probe" else "Bold: right after the stage that trains the task."
+        role = role_in_all(report_data.retention.loc[report_data.retention["task"] == task, "role"])
+        name = f"{task}{ROLES.get(role, '')}"
+        bold = "Bold: right after the stage that trains the task." if role == "trained" else ""
         frames = report_data.frames
         described = describe_metric(frames, str(task)), describe_teacher(frames, str(task)), bold
         blocks += [Heading(f"task-{number}", name), Text(" ".join(filter(None, described)), "note")]

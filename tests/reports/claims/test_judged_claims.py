@@ -220,6 +220,34 @@ def test_a_mean_over_stages_names_those_that_it_leaves_out(tmp_path: Path):
     assert "without stage 2" in row.compared
 
 
+@pytest.mark.parametrize("kind", ["from another run's stage", "after a stage with an adapter of its own"])
+def test_a_claim_on_probes_counts_those_that_nothing_trains_in_both_kinds_of_branches(tmp_path: Path, kind: str):
+    """Both learn alike; opd loses 0.1 of the probe a step and aopd 0.05, of what was trained before 0.1 and nothing.
+
+    Compared are 0.2 to 0.74, at which 1.35 steps are done on average: 0.0675 more of the probe, 0.135 more of the other task.
+    """
+    first, second, probe = "tiny_arithmetic", "tiny_weather", "tiny_long_sums"
+    falls = {"opd": [0.8, 0.7, 0.6, 0.5], "aopd": [0.8, 0.75, 0.7, 0.65]}
+    before = {"opd": [0.8, 0.7, 0.6, 0.5], "aopd": [0.8] * 4}
+    for adapter, seed in product(falls, range(3)):
+        curve = curve_points({second: [0.2, 0.4, 0.6, 0.8], first: before[adapter], probe: falls[adapter]})
+        if kind.startswith("from"):
+            origin = {"trained": [{"task": first, "items": None}]}
+            tasks: dict[str, Any] = {"stages": (second,), "probes": (first, probe), "config": {"origin": origin}}
+            scores = [[0.2, 0.8, 0.8], [0.8, 0.6, 0.6]]
+            write_run(tmp_path, adapter, seed, scores, **tasks, curves=lambda _, own=curve: own)
+        else:
+            run = write_run(tmp_path, adapter, seed, curves=lambda stage, own=curve: own if stage == 2 else [])
+            found = json.loads((run / "manifest.json").read_text())
+            found["stages"][0]["adapter"] = "sft"
+            write_json(run / "manifest.json", found)
+    of_branch = KEEPS | {"scope": {"stage": "branch"}}
+    kept = {"name": "kept", "expression": "metric(aopd, kept) > metric(opd, kept)"}
+    probes, both = rows_of(tmp_path, of_branch, of_branch | kept)
+    assert probes.effect.mean == pytest.approx(0.0675)
+    assert both.effect.mean == pytest.approx((0.0675 + 0.135) / 2)
+
+
 def test_probes_without_a_curve_are_named(tmp_path: Path):
     probes, scores = ("tiny_long_sums", "by_likelihood"), [[0.5, 0.1, 0.6, 0.5]] * 3
     learned, kept = [0.2, 0.4, 0.6, 0.8, 1.0], [0.8, 0.7, 0.6, 0.5, 0.4]

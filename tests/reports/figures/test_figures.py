@@ -65,6 +65,21 @@ def test_forgetting_has_a_panel_per_task_and_a_line_per_method(frames: Frames):
     assert {axes.get_xlabel() for axes in figure.axes} == {"after stage"}
 
 
+def test_a_task_that_was_trained_before_the_start_is_not_drawn_as_a_probe(tmp_path: Path):
+    origin = {"trained": [{"task": "tiny_arithmetic"}]}
+    tasks = {"stages": ("tiny_weather",), "probes": ("tiny_long_sums", "tiny_arithmetic")}
+    write_run(tmp_path, "opd", 0, [[0.1, 0.6, 0.8], [0.9, 0.5, 0.4]], **tasks, config={"origin": origin})
+    scores = load_frames([tmp_path]).scores
+    titles = [axes.get_title(loc="left") for axes in draw_scores.draw_forgetting(scores).axes]
+    assert titles == ["weather", "arithmetic (trained before the start)", "long sums (probe, never trained)"]
+    axes = draw_scores.draw_retention(scores).axes[0]
+    columns = [" ".join(tick.get_text().split()) for tick in axes.get_xticklabels()]
+    assert columns == ["weather", "arithmetic (trained before)", "long sums (probe)"]
+    assert np.asarray(axes.lines[0].get_xdata()) == pytest.approx(
+        [1.5, 1.5]
+    )  # the line that probes are to the right of
+
+
 def test_learning_is_the_diagonal(frames: Frames):
     axes = draw_scores.draw_learning(frames.scores).axes[0]
     after, before = axes.lines[0], axes.lines[1]

@@ -217,6 +217,19 @@ def test_the_metric_of_each_task_is_named_and_a_perplexity_is_not_called_a_share
     assert "| opd | tiny_long_sums | 10 |" not in text
 
 
+@pytest.mark.usefixtures("blank_figures")
+def test_the_heading_of_a_task_that_was_trained_before_the_start_does_not_call_it_a_probe(tmp_path: Path):
+    tasks = {"stages": ("tiny_weather",), "probes": ("tiny_arithmetic", "tiny_long_sums")}
+    origin = {"trained": [{"task": "tiny_arithmetic"}]}
+    write_run(tmp_path, "opd", 0, [[0.1, 0.8, 0.6], [0.9, 0.4, 0.5]], **tasks, config={"origin": origin})
+    page = build.build_report([tmp_path], tmp_path / "report").read_text(encoding="utf-8")
+    headings = dict(re.findall(r"<h3[^>]*>(tiny_\w+)(.*?)<", page))
+    assert headings.keys() == {"tiny_weather", "tiny_arithmetic", "tiny_long_sums"}
+    assert [word in headings["tiny_arithmetic"] for word in ("probe", "trained before")] == [False, True]
+    assert [word in headings["tiny_long_sums"] for word in ("probe", "never trained")] == [True, True]
+    assert headings["tiny_weather"] == ""
+
+
 def record_overlap(run: Path, *rows: OverlapRow) -> None:
     path = run / "manifest.json"
     manifest = json.loads(path.read_text())
