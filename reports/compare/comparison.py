@@ -250,7 +250,10 @@ class Comparison:
             if not (each.on_policy or each.control):
                 yield f"{each.name} trains on references, so its entropy in training is not compared."
         if tasks := list(dict.fromkeys([*uncalibrated_tasks(self.base), *uncalibrated_tasks(method)])):
-            yield f"{CALIBRATION.short} leaves out {', '.join(tasks)}: one of the two profiles does not evaluate them."
+            yield (
+                f"{CALIBRATION.short} leaves out {', '.join(tasks)}: one of the two profiles does not evaluate them, or their "
+                "own top_k or top_p truncates what is sampled."
+            )
         kept = [probe for pair in self._stage_pairs(method) for probe in probes_without_curve(method, pair)]
         if kept:
             yield f"{KEPT.short} leaves out {', '.join(dict.fromkeys(kept))}: probes scored by likelihood have no curve."
