@@ -16,6 +16,7 @@ import pandas as pd
 from harness.errors import RunError
 from harness.stats.continual import ACCURACY, BACKWARD, FIGURES, LEARNING
 from harness.stats.estimates import Estimate
+from harness.stats.figure_terms import learned_tasks
 from harness.stats.learning.matching import MARGIN, how_matched
 from harness.stats.paired import compare_estimates, compare_unpaired
 from harness.stats.score_matrix import Figure
@@ -151,7 +152,14 @@ class Comparison:
         yield from (self._kept(method, pair, pair.name) for pair in self._stage_pairs(method))
 
     def _by_task(self, method: Method, figure: Figure) -> Iterator[ComparisonRow]:
+        """Yield a figure's row of each task that both have, but what both learned in a stage with an adapter of its own.
+
+        Such a stage trains both alike: its difference is 0 by construction, and testing it would raise Holm's p of the others.
+        """
+        alike = {*self.base.first.manifest.fixed_tasks} & {*method.first.manifest.fixed_tasks}
         for task in method.tasks:
+            if task in alike and figure.over is learned_tasks:
+                continue
             pairs = self.pairs(method, figure, task) if task in self.base.tasks else []
             if pairs and all(pair.base.terms and pair.other.terms for pair in pairs):
                 yield self._row(method, figure, task, pairs)
@@ -242,7 +250,10 @@ class Comparison:
             if not (each.on_policy or each.control):
                 yield f"{each.name} trains on references, so its entropy in training is not compared."
         if tasks := list(dict.fromkeys([*uncalibrated_tasks(self.base), *uncalibrated_tasks(method)])):
-            yield f"{CALIBRATION.short} leaves out {', '.join(tasks)}: one of the two profiles does not evaluate them."
+            yield (
+                f"{CALIBRATION.short} leaves out {', '.join(tasks)}: one of the two profiles does not evaluate them, or their "
+                "own top_k or top_p truncates what is sampled."
+            )
         if (mean := mean_of_stages(self._stage_pairs(method))) and mean.without:
             yield f"{method.name}: the average of {KEPT.short} is {mean.without}, where nothing can be compared."
         kept = [probe for pair in self._stage_pairs(method) for probe in probes_without_curve(method, pair)]

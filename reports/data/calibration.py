@@ -29,7 +29,8 @@ class ProfileFigure(NamedTuple):
 CALIBRATION = ProfileFigure(
     "calibration",
     "policy − greedy",
-    "1/J Σ_j (R[j][j] under the policy at temperature 1 − R[j][j] under greedy decoding), tasks of both profiles",
+    "1/J Σ_j (R[j][j] under the policy at temperature 1 − R[j][j] under greedy decoding), tasks of both profiles "
+    "that are sampled without truncation",
     "points",
 )
 
@@ -37,22 +38,24 @@ CALIBRATION = ProfileFigure(
 def calibration(method: Method, stage: int | None = None) -> Estimate:
     """Return the policy's minus the greedy score right after a task's own stage, mean over trained tasks, by seed and item.
 
-    Tasks that one of the two profiles lacks are left out. Empty where the runs lack a greedy profile, or one at temperature 1
-    without truncation.
+    Tasks that one of the two profiles lacks, or whose own file truncates what is sampled, are left out. Empty where the runs
+    lack a greedy profile, or one at temperature 1 without truncation.
     """
     found = _profiles(method)
     if found is None:
         return Estimate({})
-    learned = over_tasks(LEARNING, tasks_of_all(found))
+    learned = over_tasks(LEARNING, _calibrated_tasks(*found))
     greedy, policy = (each.estimate(learned, stage=stage) for each in found)
     return policy - greedy
 
 
 def uncalibrated_tasks(method: Method) -> list[str]:
-    """Return the tasks that a method trains itself and that only one of the two profiles of calibration evaluates."""
-    found = _profiles(method) or ()
+    """Return the tasks that a method trains itself and that calibration leaves out."""
+    found = _profiles(method)
+    if found is None:
+        return []
     known = dict.fromkeys(task for each in found for task in each.stage_of)
-    shared = {*(tasks_of_all(found) if found else ()), *method.first.manifest.fixed_tasks}
+    shared = {*_calibrated_tasks(*found), *method.first.manifest.fixed_tasks}
     return [task for task in known if task not in shared]
 
 
@@ -86,5 +89,21 @@ def _profiles(method: Method) -> tuple[Method, Method] | None:
     return (greedy[0], policy[0]) if greedy and policy else None
 
 
+def _calibrated_tasks(greedy: Method, policy: Method) -> list[str]:
+    """Return the trained tasks that both profiles evaluate and that the policy's samples without truncation.
+
+    A task's file may truncate where the suite states nothing, so the settings are those that the task's cells recorded. Cells
+    of early versions recorded none; then the profile's count.
+    """
+
+    def is_sampled(task: str) -> bool:
+        cells = [scores.cell(task, policy.stage_of[task]).results for scores in policy.by_seed.values()]
+        recorded = [cell.keys.fields["settings"] for cell in cells if cell and "settings" in cell.keys.fields]
+        return all(map(_is_policy, recorded))
+
+    return [task for task in tasks_of_all([greedy, policy]) if task in policy.stage_of and is_sampled(task)]
+
+
 def _is_policy(decoding: Mapping[str, Any]) -> bool:
-    return decoding.get("temperature") == 1 and decoding.get("top_p") in (None, 1) and not decoding.get("top_k")
+    untruncated = decoding.get("top_p") in (None, 1) and decoding.get("top_k") in (None, 0, -1)
+    return decoding.get("temperature") == 1 and untruncated

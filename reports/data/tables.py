@@ -192,9 +192,15 @@ def _describe(name: str) -> Figure:
 
 
 def frontier_table(scores: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per label: learning accuracy, final accuracy and Chaudhry's forgetting with t intervals over seeds."""
+    """Return one row per label: learning accuracy, final accuracy and Chaudhry's forgetting with t intervals over seeds.
+
+    The seeds are those whose last stage is evaluated; before any is, learning is that of all seeds.
+    """
     values, rows = figures_by_seed(scores), []
-    for (label, adapter), cells in values.groupby(["label", "adapter"], sort=False):
+    final = values[values["figure"] == FRONTIER["final"]].dropna(subset="value")
+    for (label, adapter), found in values.groupby(["label", "adapter"], sort=False):
+        ended = found["seed"].isin(final.loc[final["label"] == label, "seed"])
+        cells = found[ended] if ended.any() else found
         row: dict[str, Any] = {"label": label, "adapter": adapter}
         for name, figure in FRONTIER.items():
             row[name] = t_interval(cells.loc[cells["figure"] == figure, "value"]).of_unit(FIGURES[figure].unit)
@@ -217,26 +223,42 @@ def advantage_table(steps: pd.DataFrame) -> pd.DataFrame:
 
 
 def outcomes_table(scores: pd.DataFrame) -> pd.DataFrame:
-    """Return the share of each outcome per label and task at the start and at the end, answers of all seeds pooled.
+    """Return the share of each outcome per label and task at the start and at the end, answers of all `seeds` pooled.
 
-    Cells that are not evaluated and perplexities, whose answers have no outcome, are left out. A label whose last stage is
-    missing has no row for the end.
+    A task's seeds are those evaluated at both ends; where none is, the row is of all starts, and none is of the end. Cells
+    that are not evaluated and perplexities, whose answers have no outcome, are left out.
     """
-    last = scores.groupby(IDENTITY)["stage"].transform("max")
-    ends = scores[scores["stage"].isin([0]) | (scores["stage"] == last)].dropna(subset="score")
-    ends = ends.assign(when=np.where(ends["stage"] == 0, "start", "end"))
-    counted = ["n", "answers", *OUTCOMES]
-    ends = ends[~ends["metric"].isin(PERPLEXITIES)]
+    placed = scores.assign(last=scores.groupby(IDENTITY)["stage"].transform("max"), seeds=1)
+    ends = _both_ends(placed[~placed["metric"].isin(PERPLEXITIES)].dropna(subset="score"), ["task"])
+    counted = ["n", "answers", "seeds", *OUTCOMES]
     table = ends.groupby(["label", "task", "role", "when"], sort=False)[counted].sum().reset_index()
     shares = list(OUTCOMES)
     table[shares] = table[shares].div(table["answers"], axis=0)
     return table.drop(columns="answers").rename(columns={"n": "items"})
 
 
-def several_answers_table(metrics: pd.DataFrame) -> pd.DataFrame:
-    """Return mean@n and pass@k per label, task and stage, mean over seeds; empty where items have one answer each."""
-    chosen = metrics[metrics["metric"].str.contains("@", regex=False)]
-    return chosen.groupby(["label", "task", "stage", "metric"], sort=False)["value"].mean().reset_index()
+def several_answers_table(frames: Frames) -> pd.DataFrame:
+    """Return mean@n and pass@k per label and task at the start and at the end, mean over the `seeds` that have both.
+
+    Where none has both, the row is of all starts. The table is empty where items have one answer each.
+    """
+    chosen = frames.metrics[frames.metrics["metric"].str.contains("@", regex=False)]
+    placed = chosen.assign(last=chosen["label"].map({label: len(run.stages) for run, label in frames.labelled}))
+    ends = _both_ends(placed, ["task", "metric"])
+    found = ends.groupby(["label", "task", "metric", "when"], sort=False)["value"]
+    return found.agg(value="mean", seeds="size").reset_index()
+
+
+def _both_ends(rows: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """Return the rows of the start and of the stage `last`, named in `when`, of the runs that have both; else the starts.
+
+    A mean over other runs at the end than at the start would show a change that no run went through.
+    """
+    ends = rows[rows["stage"].isin([0]) | (rows["stage"] == rows["last"])]
+    ends = ends.assign(when=np.where(ends["stage"] == 0, "start", "end"))
+    both = ends.groupby([*IDENTITY, *keys])["when"].transform("nunique") == 2
+    some = both.groupby([ends[key] for key in ("label", *keys)]).transform("any")
+    return ends[both | (~some & (ends["when"] == "start"))]
 
 
 def cost_table(frames: Frames) -> pd.DataFrame:

@@ -90,28 +90,25 @@ def figures_grid(scores: pd.DataFrame) -> Grid:
 
 
 def outcomes_grid(scores: pd.DataFrame) -> Grid:
-    """Return the share of each outcome at the start and at the end, in % of answers, all seeds pooled."""
+    """Return the share of each outcome at the start and at the end, in % of answers, all seeds that have both pooled."""
     rows = []
     for (label, task), cells in tables.outcomes_table(scores).groupby(["label", "task"], sort=False):
         ends = cells.set_index("when").reindex(["start", "end"])
         changes = [" → ".join(format_percent(share) for share in ends[outcome]) for outcome in OUTCOMES]
-        rows.append([str(label), str(task), f"{cells['items'].max():.0f}", *changes])
-    return Grid("Outcomes", ["method", "task", "items", *(f"{outcome} %" for outcome in OUTCOMES)], rows)
+        rows.append([str(label), str(task), *(f"{cells[name].max():.0f}" for name in ("seeds", "items")), *changes])
+    return Grid("Outcomes", ["method", "task", "seeds", "items", *(f"{outcome} %" for outcome in OUTCOMES)], rows)
 
 
 def several_answers_grid(frames: Frames) -> Grid:
     """Return mean@n and pass@k by task at the start and after the last stage, in %, mean over seeds; no rows without any."""
-    table = tables.several_answers_table(frames.metrics)
-    last = {label: len(run.stages) for run, label in frames.labelled}
+    table = tables.several_answers_table(frames)
     names = list(table["metric"].unique())
     rows = []
     for (label, task), cells in table.groupby(["label", "task"], sort=False):
-        values = cells.pivot(index="stage", columns="metric", values="value").reindex(
-            [0, last[str(label)]], columns=names
-        )
+        values = cells.pivot(index="when", columns="metric", values="value").reindex(["start", "end"], columns=names)
         ends = (" → ".join(format_percent(value) for value in values[name]) for name in names)
-        rows.append([str(label), str(task), *ends])
-    return Grid("Several answers of each item", ["method", "task", *(f"{name} %" for name in names)], rows)
+        rows.append([str(label), str(task), str(cells["seeds"].max()), *ends])
+    return Grid("Several answers of each item", ["method", "task", "seeds", *(f"{name} %" for name in names)], rows)
 
 
 def warnings_grid(frames: Frames) -> Grid:

@@ -121,7 +121,9 @@ def _setting(frames: Frames) -> str:
 
 
 def _method(label: object, values: pd.DataFrame, without: str) -> str:
-    """Return a method's figures; `without` names the trained tasks that are not its own learning."""
+    """Return a method's figures over the seeds that have ended; `without` names the trained tasks that it did not learn."""
+    ended = values.loc[(values["figure"] == ACCURACY.name) & values["value"].notna(), "seed"]
+    values = values[values["seed"].isin(ended)]
 
     def figure(name: str) -> Interval:
         return t_interval(values.loc[values["figure"] == name, "value"]).of_unit(FIGURES[name].unit)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from harness.stats.design import Components, Costs, Design, estimate_components
 from harness.stats.estimates import Estimate
+from harness.stats.learning.rates import largest_widening
 from harness.stats.score_matrix import Figure
 from reports.claims.claim_file import UNITS, ClaimEntry, claim_metrics, metrics_of_tasks
 from reports.claims.evidence import ClaimScope, Evidence, fill, measure_effect
@@ -34,7 +35,8 @@ class PlanningBasis:
 
     `components` are variances of scores in 0..1. `design` is the size of the pilot. `items` is False where the effect is not a
     mean over items, like a figure of the step log. `source` says where the variances come from. `margin` (0: none) and
-    `smallest_effect` are the claim's, in its unit. `seeds` is the number of seeds that the planned runs have.
+    `smallest_effect` are the claim's, in its unit. `seeds` is the number of seeds that the planned runs have. `best_rate`: the
+    claim is judged at the best learning rate.
     """
 
     name: str
@@ -48,11 +50,19 @@ class PlanningBasis:
     margin: float = 0.0
     smallest_effect: float = 0.0
     seeds: int = 0
+    best_rate: bool = False
 
     @property
     def scale(self) -> float:
         """The factor from scores in 0..1 to the claim's unit."""
         return UNITS[self.unit]
+
+    def widening(self, seeds: int) -> float:
+        """Return by how much an interval at the best rate is wider if the halves of the seeds choose different rates, else 1.
+
+        Neither priors nor a pilot at one rate say whether they will, so the plan is for the case that has less power.
+        """
+        return largest_widening(seeds) if self.best_rate else 1.0
 
 
 @dataclass(frozen=True)
@@ -74,7 +84,8 @@ def plan_from_pilot(
 ) -> Iterator[PlanningBasis | NoPlan]:
     """Yield a planning basis for each claim at each of its places in the pilot, for the runs that are planned.
 
-    A claim at the best learning rate has the variances of the pilot's own rate, and the hours of all rates.
+    A claim at the best learning rate has the variances of the pilot's own rate, the hours of all rates, and the wider interval
+    of `PlanningBasis.widening`.
     """
     evidence = Evidence(methods)
     for entry, profile in claims:
@@ -90,7 +101,8 @@ def plan_from_pilot(
             if isinstance(planned, PlanningBasis):
                 costs = replace(planned.costs, methods=runs.runs_per_seed(entry, planned_at))
                 seeds = runs.seeds(entry, planned_at) if planned_at else 0
-                planned = replace(planned, costs=costs, seeds=seeds or len(runs.base.seeds))
+                best = entry.scope.rate == "best"
+                planned = replace(planned, costs=costs, seeds=seeds or len(runs.base.seeds), best_rate=best)
             yield planned
         if not found:
             starts = ", ".join(evidence.starts) or "none"

@@ -107,7 +107,8 @@ def plan_claim(
 ) -> ClaimPlan:
     """Return a claim's plan for a true difference of `effect`, in its unit, and a suite of `seeds` seeds.
 
-    A difference is found where the claim is supported: where it is shown to be larger than the claim's smallest effect.
+    A difference is found where the claim is supported: where it is shown to be larger than the claim's smallest effect. With
+    an interval k times as wide, of a mean that varies as much more, it has to be k times as large.
     """
     alpha = level_at(looks[-1], looks) if looks else ALPHA
     parts, scale, own = subject.components, subject.scale, Design(seeds, subject.design.clusters, answers)
@@ -119,10 +120,12 @@ def plan_claim(
         beyond = size if equal else size - subject.smallest_effect
 
         def power(design: Design, parts: Components = parts) -> float:
-            return (equivalence_power if equal else power_of)(beyond / scale, parts, design, alpha=alpha)
+            unwidened = beyond / scale / subject.widening(design.seeds)
+            return (equivalence_power if equal else power_of)(unwidened, parts, design, alpha=alpha)
 
         def smallest(design: Design) -> float:
-            found = (smallest_margin if equal else detectable_difference)(parts, design, alpha=alpha) * scale
+            found = (smallest_margin if equal else detectable_difference)(parts, design, alpha=alpha)
+            found *= scale * subject.widening(design.seeds)
             return found if equal else found + subject.smallest_effect
 
         own_power = math.nan if not size else power(own) if beyond > 0 else 0.0
@@ -154,7 +157,8 @@ def power_curve_of(plan: ClaimPlan, most_hours: float) -> list[tuple[float, floa
         if (hours := plan.subject.costs.hours(design)) > most_hours and len(points) > 2:
             break
         smallest = detectable_difference(plan.subject.components, design, alpha=plan.alpha)
-        points.append((hours, smallest * plan.subject.scale + plan.subject.smallest_effect))
+        smallest *= plan.subject.scale * plan.subject.widening(seeds)
+        points.append((hours, smallest + plan.subject.smallest_effect))
         seeds += max(1, seeds // 8)
     return points
 

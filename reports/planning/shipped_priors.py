@@ -97,6 +97,7 @@ def plan_from_priors(claims: Sequence[ProfiledClaim], runs: PlannedRuns) -> Iter
             margin=entry.margin or 0.0,
             smallest_effect=entry.smallest_effect,
             seeds=runs.seeds(entry, place),
+            best_rate=entry.scope.rate == "best",
         )
 
 

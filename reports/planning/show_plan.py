@@ -40,6 +40,14 @@ def print_power_plan(console: Console, plans: Sequence[ClaimPlan | NoPlan], hour
         console.print(FittedTable(_variances(planned), ["answer", "looked at"]))
         console.print(FittedTable(_detectable(planned), [f"{SEEDS_SHOWN[-1]} seeds"]))
         console.print(FittedTable(_designs(planned, hours), ["power"]))
+    if best := [plan.subject for plan in planned if plan.subject.best_rate]:
+        factors = ", ".join(f"{best[0].widening(seeds):.2f} times with {seeds} seeds" for seeds in SEEDS_SHOWN)
+        named = ", ".join(subject.name for subject in best)
+        _say(
+            console,
+            f"at the best learning rate ({named}): planned as if the halves of the seeds chose different rates, which makes "
+            f"intervals wider, {factors}",
+        )
     for plan in plans:
         if plan.sentence:
             _say(console, plan.sentence)
@@ -126,6 +134,7 @@ def write_power_plan(plans: Sequence[ClaimPlan | NoPlan], folder: Path, hours: f
             "clusters": plan.own.clusters if plan.subject.items else None,
             "answers": plan.own.answers,
             "seeds": plan.own.seeds,
+            "widening": plan.subject.widening(plan.own.seeds),
             **_columns(plan.difference, "effect", "detectable", ""),
             **_columns(plan.equivalence or NO_MARGIN, "margin", "smallest_margin", "equal_"),
         }

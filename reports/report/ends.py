@@ -23,10 +23,10 @@ def start_scores(frames: Frames) -> dict[str, Interval]:
     """Return the mean score of the trained tasks before any stage, by label, with a t interval over seeds.
 
     The label is `start`, with suite and start where these differ. Runs of one suite, start and seed have the same student,
-    which counts once.
+    which counts once, and not before all of its tasks are evaluated.
     """
     cells = frames.scores[(frames.scores["stage"] == 0) & (frames.scores["role"] == "trained")]
-    by_run = cells.groupby(IDENTITY, sort=False)["score"].mean().dropna().reset_index()
+    by_run = cells.groupby(IDENTITY, sort=False)["score"].mean(skipna=False).dropna().reset_index()
     students = by_run.drop_duplicates(["suite", "start", "seed"])
     varying = [key for key in ("suite", "start") if students[key].nunique() > 1]
     found = {}
@@ -56,7 +56,11 @@ def _describe_group(group: list[Method], frames: Frames, values: pd.DataFrame) -
     ends = {method.name: known[method.name] for method in methods if known[method.name].seeds}
     if not ends:
         return
-    own_runs = Frames(tuple(run for method in methods for run in method.frames.runs), grader=frames.grader)
+    # The start of a seed that has not ended would put a difference between seeds between start and end.
+    scored = values[(values["figure"] == "average_accuracy") & values["value"].notna()]
+    ended = set(zip(scored["label"], scored["seed"], strict=True))
+    runs = tuple(run for method in methods for run in method.frames.runs if (method.name, run.seed) in ended)
+    own_runs = Frames(runs, grader=frames.grader)
     starts, teachers = start_scores(own_runs), teacher_means(own_runs)
     controls = [method.name for method in group if method.control and known[method.name].seeds]
     named = [f"the start had {format_interval(found)} %" for found in starts.values()]

@@ -218,7 +218,7 @@ def test_the_end_of_an_unfinished_run_is_not_known(tmp_path: Path):
         vouch(file)
     rows = several_answers_grid(load_frames([tmp_path])).rows
     assert rows
-    assert {end for row in rows for end in row[2:]} == {"50.0 → –"}
+    assert {end for row in rows for end in row[3:]} == {"50.0 → –"}
 
 
 def test_runs_that_have_logged_no_step_after_a_shared_stage_are_reported(tmp_path: Path):

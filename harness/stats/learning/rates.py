@@ -45,10 +45,11 @@ def widening(sides: Iterable[Mapping[int, ChosenRate]]) -> float:
     nothing, and too large for others (decision 19). It is 1 where all seeds of each method chose one rate.
     """
     differing = [len(chosen) for chosen in sides if len({each.rate for each in chosen.values()}) > 1]
-    return max(map(_widening_of, differing), default=1.0)
+    return max(map(largest_widening, differing), default=1.0)
 
 
-def _widening_of(seeds: int) -> float:
+def largest_widening(seeds: int) -> float:
+    """Return the factor of `widening` where the halves of so many seeds, two or more, chose different rates."""
     variance = 1 + 4 / math.pi * math.sqrt((seeds // 2) * (seeds - seeds // 2)) / seeds
     return math.sqrt(variance / (1 - (variance - 1) / (seeds - 1)))
 

@@ -18,7 +18,7 @@ CAPTION = (
 )
 ENDS = (
     "Share of answers at the start → after the last stage: correct, wrong, unparsed (no answer could be read), or truncated "
-    "(cut off at the length limit). All seeds pooled."
+    "(cut off at the length limit). All seeds that have both are pooled."
 )
 
 

@@ -7,7 +7,10 @@ from reports.document import grids
 from reports.document.blocks import Block, Folded, Heading, Section, Text
 from reports.report.report_data import ReportData
 
-SEVERAL = "mean@n and unbiased pass@k from the same n answers, at the start → after the last stage, mean over seeds."
+SEVERAL = (
+    "mean@n and unbiased pass@k from the same n answers, at the start → after the last stage, mean over the seeds that have "
+    "both."
+)
 OTHER = "The same checkpoints and items, answered with the settings of this profile."
 
 

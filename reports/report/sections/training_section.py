@@ -26,9 +26,10 @@ ENTROPY = (
 )
 CALIBRATED = (
     "Policy − greedy: score of answers sampled at temperature 1 minus score of greedy answers, each task right after its own "
-    "stage, mean over the tasks that both profiles evaluate. It is low for a method that keeps a high entropy without "
-    "knowing better. Brackets are 95 % intervals for another seed and other items (entropy: over seeds; with one seed: over "
-    "items alone). Entropy is the mean over training steps, for methods that train on their own answers alone."
+    "stage, mean over the tasks that both profiles evaluate and that no top_k or top_p of their own truncates. It is low for "
+    "a method that keeps a high entropy without knowing better. Brackets are 95 % intervals for another seed and other items "
+    "(entropy: over seeds; with one seed: over items alone). Entropy is the mean over training steps, for methods that train "
+    "on their own answers alone."
 )
 ROUTED = (
     f"Share of answer tokens that took the forward KL instead of the policy gradient. Rolling mean of {SMOOTHING} steps "

@@ -119,6 +119,21 @@ def test_methods_that_learn_other_tasks_by_themselves_have_no_average_of_learnin
         assert f"{compared.methods[1].name} ends at" in sentence
 
 
+def test_what_a_shared_stage_taught_is_not_tested(tmp_path: Path):
+    """Both sides took the first stage over, so its difference is 0 and its p 1: in a family of two, Holm's p doubles."""
+    for adapter, learned in (("opd", (0.5, 0.5, 0.6)), ("aopd", (0.7, 0.9, 0.9))):
+        for seed, score in enumerate(learned):
+            run = write_run(tmp_path, adapter, seed, [START, [0.6, 0.2, 0.5], [0.4, score, 0.5]])
+            content = json.loads((run / "manifest.json").read_text())
+            content["stages"][0]["adapter"] = "sft"
+            (run / "manifest.json").write_text(json.dumps(content))
+    rows = Comparison(find_methods([tmp_path / "tiny/opd", tmp_path / "tiny/aopd"])).rows
+    (learned,) = (row for row in rows if row.quantity is LEARNING and row.task != AVERAGE)
+    assert learned.task == STAGES[1]
+    assert learned.adjusted == learned.difference.p_of_several < 0.5
+    assert [row.task for row in rows if row.quantity is ACCURACY] == [*STAGES, *PROBES, AVERAGE]
+
+
 def test_calibration_of_runs_from_different_weights_is_not_paired_by_seed(tmp_path: Path):
     profiles = [{"name": "greedy", "temperature": 0.0}, {"name": "policy", "temperature": 1}]
     config = {"evaluation": {"profiles": profiles}}

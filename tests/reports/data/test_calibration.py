@@ -18,6 +18,7 @@ from reports.data.calibration import CALIBRATION, calibration, calibration_table
 from reports.data.frames import load_frames
 from reports.data.methods import Method, find_methods, methods_of
 from tests.support.reports.run_factory import SCORES, STAGES, write_run
+from tests.support.runs import vouch
 
 SAMPLED: dict[str, Any] = {"temperature": 1, "top_p": None, "top_k": None}
 
@@ -99,6 +100,33 @@ def test_only_tasks_of_both_profiles_are_subtracted(tmp_path: Path):
     (tmp_path / "claims.yaml").write_text(CLAIM, encoding="utf-8")
     (row,) = judge_claims([read_claims(tmp_path / "claims.yaml")], Evidence(methods))
     assert STAGES[1] in row.compared
+
+
+@pytest.mark.parametrize(
+    ("own", "left_out"),
+    [({"top_k": 20}, True), ({"top_p": 0.9}, True), ({"top_k": -1, "top_p": 1.0}, False)],
+)
+def test_a_task_whose_file_truncates_is_left_out(tmp_path: Path, own: dict[str, Any], left_out: bool):
+    """Suite and profile say nothing of truncation; the second task's cells record what its file says.
+
+    The first task scores 80 greedily and 50 sampled, the second 90 and 70: the mean of both is -25 points.
+    """
+    profiles = [{"name": "greedy", "temperature": 0.0}, {"name": "policy", "temperature": 1}]
+    scores, sampled = ([[0.5, 0.1, 0.6], [one, 0.2, 0.5], [0.3, two, 0.4]] for one, two in ((0.8, 0.9), (0.5, 0.7)))
+    for adapter in ("opd", "aopd"):
+        config = {"evaluation": {"profiles": profiles}}
+        run = write_run(tmp_path, adapter, 0, scores, further={"policy": sampled}, config=config)
+        for task, stated in ((STAGES[0], {}), (STAGES[1], own)):
+            for file in run.glob(f"stage_*/eval/{task}@policy/results.json"):
+                found = json.loads(file.read_text())
+                found["keys"]["fields"] = {"settings": {"until": ["\n"], "temperature": 1.0, **stated}}
+                write_json(file, found)
+                vouch(file)
+    methods = find_methods([tmp_path])
+    assert calibration(methods[0]).by_seed == pytest.approx({0: -0.3 if left_out else -0.25})
+    assert uncalibrated_tasks(methods[0]) == ([STAGES[1]] if left_out else [])
+    notes = [note for note in Comparison(methods).notes() if STAGES[1] in note and CALIBRATION.short in note]
+    assert len(notes) == left_out
 
 
 CLAIM = """

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -13,9 +14,11 @@ from harness.stats.continual import FIGURES
 from reports.data import tables
 from reports.data.frames import Frames, load_frames
 from reports.document import grids
+from reports.document.sentences import opening_sentences
 from reports.report.report_data import ReportData
 from reports.report.sections import cost_section
 from tests.support.reports.run_factory import write_run
+from tests.support.runs import vouch
 
 OTHER = [[0.50, 0.10, 0.60], [0.60, 0.20, 0.50], [0.50, 0.70, 0.60]]
 
@@ -103,6 +106,52 @@ def test_outcomes_are_shares_of_the_pooled_items_at_both_ends(frames: Frames):
     # correct 3 and 5 of 10; wrong half of the rest, 3 and 2; truncated 4 and 3
     assert row[["correct", "wrong", "unparsed", "truncated"]].tolist() == pytest.approx([0.4, 0.25, 0.0, 0.35])
     assert row["items"] == 20
+
+
+def test_outcomes_change_over_the_runs_that_have_both_ends(tmp_path: Path):
+    """The finished run stays at 20 %; the other one began at 80 % and has only its start and its first stage."""
+    write_run(tmp_path, seed=0, scores=[[0.2, 0.1, 0.6]] * 3)
+    write_run(tmp_path, seed=1, scores=[[0.8, 0.1, 0.6]] * 3, evaluated=6)
+    scores = load_frames([tmp_path]).scores
+    table = tables.outcomes_table(scores)
+    found = table[table["task"] == "tiny_arithmetic"].set_index("when")
+    assert found["correct"].to_dict() == pytest.approx({"start": 0.2, "end": 0.2})
+    assert found["seeds"].to_dict() == {"start": 1, "end": 1}
+    grid = grids.outcomes_grid(scores)
+    rows = [dict(zip(grid.header, row, strict=True)) for row in grid.rows]
+    assert [(row["seeds"], row["items"]) for row in rows] == [("1", "10")] * 3
+    assert rows[0]["correct %"] == "20.0 → 20.0"
+
+
+def test_starts_alone_are_shown_where_no_run_has_an_end(tmp_path: Path):
+    for seed, start in enumerate((0.2, 0.8)):
+        write_run(tmp_path, seed=seed, scores=[[start, 0.1, 0.6]] * 3, evaluated=6)
+    grid = grids.outcomes_grid(load_frames([tmp_path]).scores)
+    first = dict(zip(grid.header, grid.rows[0], strict=True))
+    assert (first["seeds"], first["correct %"]) == ("2", "50.0 → –")
+
+
+def test_several_answers_change_over_the_runs_that_have_both_ends(tmp_path: Path):
+    """The finished run keeps a pass@2 of 40 %; the other one began at 80 % and has no end."""
+    for seed, (share, evaluated) in enumerate(((0.4, None), (0.8, 6))):
+        for file in write_run(tmp_path, seed=seed, evaluated=evaluated).rglob("results.json"):
+            found = json.loads(file.read_text())
+            write_json(file, found | {"metrics": {**found["metrics"], "pass@2": share}})
+            vouch(file)
+    grid = grids.several_answers_grid(load_frames([tmp_path]))
+    rows = [dict(zip(grid.header, row, strict=True)) for row in grid.rows]
+    assert {(row["seeds"], row["pass@2 %"]) for row in rows} == {("1", "40.0 → 40.0")}
+
+
+def test_a_row_at_a_glance_is_of_the_runs_that_have_ended(tmp_path: Path):
+    """The second run has learned both tasks, 90 and 90 %, and lacks the other evaluations of its last stage."""
+    write_run(tmp_path, seed=0, scores=[[0.5, 0.1, 0.6], [0.6, 0.2, 0.5], [0.6, 0.6, 0.4]])
+    run = write_run(tmp_path, seed=1, scores=[[0.5, 0.1, 0.6], [0.9, 0.2, 0.5], [0.9, 0.9, 0.4]])
+    shutil.rmtree(run / "stage_2_tiny_weather/eval/tiny_arithmetic")
+    frames = load_frames([tmp_path])
+    (row,) = tables.frontier_table(frames.scores).to_dict("records")
+    assert [row[name].mean for name in ("learned", "final", "forgot")] == pytest.approx([0.6, 0.6, 0.0])
+    assert "aopd (1 seed) scored 60.0 % on a task" in " ".join(opening_sentences(frames))
 
 
 def test_cost_is_the_mean_over_runs(frames: Frames):

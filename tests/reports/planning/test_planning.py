@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from harness.cli.app import app
@@ -18,14 +21,18 @@ from harness.config.run_spec import plan_runs
 from harness.errors import ConfigError
 from harness.pipeline.sweeps.study_runs import plan_study
 from harness.rundir.files import read_results, write_cell
-from harness.stats.design import Components, Design, detectable_difference, equivalence_power
+from harness.stats.claim_verdicts import SUPPORTED, judge
+from harness.stats.design import Components, Design, detectable_difference, equivalence_power, smallest_margin
 from harness.stats.estimates import Estimate, ItemTable
+from harness.stats.intervals import t_interval
+from harness.stats.learning.rates import ChosenRate, choose_rates, largest_widening, widening
 from reports.claims.claim_file import ClaimEntry, read_claims
 from reports.data.methods import find_methods
 from reports.planning.pilot import NoPlan, PlanningBasis, crossed_table, plan_from_pilot
 from reports.planning.planned_runs import PlannedRuns
-from reports.planning.power_plan import plan_claim
+from reports.planning.power_plan import plan_all, plan_claim, power_curve_of
 from reports.planning.shipped_priors import plan_from_priors, read_priors
+from reports.planning.show_plan import print_power_plan
 from reports.study.study_plan import planned_runs_of
 from reports.terminal.plan_command import compare_two
 from tests.support.models import write_yaml
@@ -311,6 +318,69 @@ def test_a_claim_at_the_best_rate_pays_for_the_runs_at_all_rates():
     assert isinstance(own, PlanningBasis)
     assert best.costs.methods == 4 * own.costs.methods == 8  # four learning rates of two methods
     assert best.seeds == own.seeds == 3
+
+
+def test_a_claim_at_the_best_rate_is_planned_with_the_widest_interval_of_the_judge():
+    """With three seeds, where the halves chose different rates, the judge's interval is 1.51207 times as wide."""
+    entry, profile = claim("ends")
+    subject = from_priors(entry.model_copy(update={"margin": 4.0}), planned_runs_of(plan_study("tiny")), profile)
+    assert isinstance(subject, PlanningBasis)
+    parts, design = subject.components, Design(3, subject.design.clusters)
+    plan = plan_claim(replace(subject, smallest_effect=1.0), 0, 3, 1)
+    smallest = 1 + 1.51207 * 100 * detectable_difference(parts, design)
+    assert plan.difference.smallest == pytest.approx(smallest, rel=1e-4)
+    assert power_curve_of(plan, math.inf)[0][1] == pytest.approx(smallest, rel=1e-4)
+    wider = widening([{seed: ChosenRate(rate, 0.5) for seed, rate in enumerate([1e-4, 2e-4] * 5)}])
+    expected = 1 + wider * 100 * detectable_difference(parts, replace(design, seeds=10))
+    assert plan.difference.by_seeds[10] == pytest.approx(expected)
+    assert plan.equivalence is not None
+    assert plan.equivalence.smallest == pytest.approx(1.51207 * 100 * smallest_margin(parts, design), rel=1e-4)
+    assert plan.equivalence.power == pytest.approx(equivalence_power(0.04 / 1.51207, parts, design), abs=1e-5)
+    fewest = plan.equivalence.own_items
+    assert fewest is not None
+    found = [
+        equivalence_power(0.04 / largest_widening(seeds), parts, replace(design, seeds=seeds))
+        for seeds in (fewest - 1, fewest)
+    ]
+    assert found[0] < 0.8 <= found[1]
+
+
+def test_the_printed_plan_says_what_it_assumes_of_the_best_rate():
+    runs, texts = planned_runs_of(plan_study("tiny")), []
+    for name in ("ends", "ends-own-rate"):
+        console = Console(file=StringIO(), width=80)
+        print_power_plan(console, plan_all([from_priors(claim(name)[0], runs)], 0), math.inf, [])
+        assert isinstance(console.file, StringIO)
+        texts.append(console.file.getvalue().replace("\n", " "))
+    assert re.search(r"\(ends\): .* different rates.* 1\.51 times with 3 seeds", texts[0])
+    assert "different rates" not in texts[1]
+
+
+def test_a_pilot_s_claim_at_the_best_rate_is_widened_too(tmp_path: Path):
+    for seed in range(3):
+        for adapter, end in (("opd", 0.3), ("aopd", 0.4)):
+            scores = [[0.5, 0.1, 0.6], [0.8, 0.2, 0.5], [end + 0.1 * (seed == 1), 0.9, 0.4]]
+            write_run(tmp_path, adapter, seed, scores, stages=("tiny_arithmetic", "tiny_weather"))
+    runs, methods = planned_runs_of(plan_study("tiny")), find_methods([tmp_path])
+    best, own = plan_from_pilot([(claim(name)[0], "") for name in ("ends", "ends-own-rate")], methods, runs)
+    assert isinstance(best, PlanningBasis)
+    assert isinstance(own, PlanningBasis)
+    assert (best.widening(3), own.widening(3)) == (pytest.approx(1.51207, rel=1e-4), 1.0)
+
+
+@pytest.mark.parametrize("seeds", [3, 5, 10])
+def test_the_judge_has_at_least_the_planned_power_at_the_best_rate(seeds: int):
+    """Two rates are equally good and share nothing, which is the worst case of decision 19; 2,000 studies."""
+    basis = from_priors(claim("ends")[0], planned_runs_of(plan_study("tiny")), claim("ends")[1])
+    assert isinstance(basis, PlanningBasis)
+    basis = replace(basis, components=Components(0.04**2, 0.0, 0.0), design=Design(seeds, 2), smallest_effect=0.0)
+    effect = plan_claim(basis, 3, seeds, 1).difference.smallest / basis.scale
+    found = []
+    for draws in np.random.default_rng(seeds).normal(0, 0.04 / math.sqrt(2), (2000, 2, seeds)):
+        sides = [choose_rates({1.0: dict(enumerate(each)), 2.0: dict(enumerate(-each))}) for each in draws]
+        base, other = (np.array([each.value for each in side.values()]) for side in sides)
+        found.append(judge(t_interval(other + effect - base).widened(widening(sides))) == SUPPORTED)
+    assert np.mean(found) >= 0.8
 
 
 def test_a_claim_at_the_best_rate_counts_the_seeds_that_all_rates_have(tmp_path: Path):

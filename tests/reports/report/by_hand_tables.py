@@ -191,17 +191,19 @@ def lost_since_own_stage(runs: Runs, _: Match[str]) -> Grid:
 
 
 def outcomes(runs: Runs, _: Match[str]) -> Grid:
-    """Outcomes at both ends, in % of the answers of all seeds."""
+    """Outcomes at both ends, in % of the answers of all seeds that have both; at the start alone where none has."""
     rows = []
     for label in runs.labels:
         m = runs.of(label)[0]
         cells = runs.cells[runs.cells["label"] == label]
         for task in m["tasks"]:
             at = [cells[(cells["task"] == task) & (cells["stage"] == s)] for s in (0, len(m["stages"]))]
+            seeds = {*at[0]["seed"]} & {*at[1]["seed"]}
+            at = [end[end["seed"].isin(seeds)] for end in at] if seeds else [at[0], at[1][:0]]
             ends = [_shares_of_outcomes(end) for end in at]
             texts = [" → ".join(percent(end[name]) for end in ends) for name in OUTCOMES]
-            rows.append([label, task, str(max(int(end["n"].sum()) for end in at)), *texts])
-    return ["method", "task", "items", *(f"{name} %" for name in OUTCOMES)], rows
+            rows.append([label, task, str(len(at[0])), str(int(at[0]["n"].sum())), *texts])
+    return ["method", "task", "seeds", "items", *(f"{name} %" for name in OUTCOMES)], rows
 
 
 def _shares_of_outcomes(cells: pd.DataFrame) -> dict[str, float]:
@@ -211,7 +213,7 @@ def _shares_of_outcomes(cells: pd.DataFrame) -> dict[str, float]:
 
 
 def several_answers(runs: Runs, _: Match[str]) -> Grid:
-    """mean@n and pass@k at both ends, mean over seeds, from the answers themselves."""
+    """mean@n and pass@k at both ends of finished runs, mean over seeds, from the answers themselves."""
     known = runs.cells[runs.cells.get("samples", pd.Series(1, index=runs.cells.index)) > 1]
     n, pass_ats = int(known["samples"].iloc[0]), list(known["pass_at"].iloc[0])
     rows = []
@@ -222,8 +224,8 @@ def several_answers(runs: Runs, _: Match[str]) -> Grid:
             parts = [[runs.answers_of(o, stage, task) for o in runs.of(label)] for stage in ends]
             means = " → ".join(percent(mean([float(a["score"].mean()) for a in part])) for part in parts)
             solved = [" → ".join(percent(mean([pass_at(a, k) for a in part])) for part in parts) for k in pass_ats]
-            rows.append([label, task, means, *solved])
-    return ["method", "task", f"mean@{n} %", *(f"pass@{k} %" for k in pass_ats)], rows
+            rows.append([label, task, str(len(runs.of(label))), means, *solved])
+    return ["method", "task", "seeds", f"mean@{n} %", *(f"pass@{k} %" for k in pass_ats)], rows
 
 
 def figure_table(runs: Runs, _: Match[str]) -> Grid:

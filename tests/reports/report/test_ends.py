@@ -29,6 +29,16 @@ def test_the_ends_stand_next_to_the_start(tmp_path: Path):
     assert "start had 30.0 [30.0, 30.0] %" in sentence
 
 
+def test_the_start_next_to_the_ends_is_that_of_the_runs_that_have_ended(tmp_path: Path):
+    """The second seed began at 65 % and has no end; the third one's start lacks a task, so it is no mean of its tasks yet."""
+    write_run(tmp_path, "opd", 0, [START, [0.8, 0.2, 0.5], [0.2, 0.6, 0.5]])
+    write_run(tmp_path, "opd", 1, [[0.7, 0.6, 0.6], *[START] * 2], evaluated=6)
+    write_run(tmp_path, "opd", 2, [START] * 3, evaluated=1)
+    frames = load_frames([tmp_path])
+    assert "opd 40.0 %; the start had 30.0 %." in describe_ends(frames)[0].replace("\u00a0", " ")
+    assert (start_scores(frames)["start"].mean, start_scores(frames)["start"].seeds) == (pytest.approx(0.475), 2)
+
+
 @pytest.mark.usefixtures("blank_figures")
 def test_a_control_ends_where_it_started_and_the_start_is_a_row_of_the_first_table(tmp_path: Path):
     write_run(tmp_path, "none", 0, [START, START, START])
