@@ -7,6 +7,7 @@ lost, it ends all of them and its own worker. Ray then starts the task again, an
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import pickle
 import shutil
@@ -16,17 +17,26 @@ import sys
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, NoReturn
+
+import psutil
 
 from harness.config.base import digest
 from harness.config.run_spec import RunSpec
 from harness.engines.child_processes import free_ports
 from harness.errors import RunError, StoppedError
+from harness.pipeline.processes.stop_signals import ignore_signals
 from harness.pipeline.sweeps.node_process import ERROR, EVENTS, SPEC
 from harness.rundir.process.progress import Report
 
-PAUSE, PATIENCE = 0.2, 120.0  # seconds: between two checks, and for processes to end with a snapshot
+PAUSE = 0.2  # seconds between two checks
+# Seconds for the processes to end their step and write a snapshot. After 30 torchrun itself would kill them, but a step of a
+# large model takes minutes, and so does a snapshot of 98 GB.
+SHUTDOWN = 1800
+PATIENCE = SHUTDOWN + 60.0  # until torchrun, which kills its processes after `SHUTDOWN`, has ended too
+FAREWELL = 120.0  # seconds for a snapshot where a node is lost: a notice is seldom longer, and others may wait in vain
 NOTICED = 30.0  # seconds within which Ray notices that a node died, and the processes of the others end
 PR_SET_PDEATHSIG = 1
 
@@ -67,6 +77,7 @@ def run_over_nodes(
     address = f"{ray.util.get_node_ip_address()}:{free_ports()[0]}"
     processes = spec.suite.parallel.processes // nodes
     others: list[Any] = []
+    patience = PATIENCE
     try:
         join = ray.remote(_join)
         for number in range(1, nodes):
@@ -79,10 +90,11 @@ def run_over_nodes(
                     _forward_events(events, report)
                     done, _ = ray.wait(others, timeout=PAUSE)
                     if done and first.poll() is None and _is_lost(ray, done):
+                        patience = FAREWELL
                         break
                 _forward_events(events, report)
         finally:
-            _end(first)
+            _end(first, patience)
         if first.returncode and _lost_a_node(ray, others):
             _restart(folder)
         _raise_failure(folder, first.returncode)
@@ -97,10 +109,13 @@ def _join(folder: Path, address: str, nodes: int, number: int, processes: int, e
     os.environ.update(environment)
     process = _torchrun(folder, address, nodes, number, processes)
     try:
-        while process.poll() is None and folder.is_dir():
-            time.sleep(PAUSE)
+        _follow(process, folder)
     finally:
-        _end(process)
+        with ignore_signals():  # a second `ray.cancel` interrupts the worker once more
+            if folder.is_dir() and process.poll() is None:
+                process.terminate()
+                _follow(process, folder, PATIENCE)  # the first process needs this one for its snapshot
+            _end(process, NOTICED)
     if process.returncode:
         raise RunError(
             f"the processes of node {number + 1} ended with status {process.returncode}; what they printed is in Ray's "
@@ -108,9 +123,16 @@ def _join(folder: Path, address: str, nodes: int, number: int, processes: int, e
         )
 
 
+def _follow(process: subprocess.Popen[bytes], folder: Path, seconds: float = math.inf) -> None:
+    """Wait until the process ends, or the first node has removed the launch's folder."""
+    until = time.monotonic() + seconds
+    while process.poll() is None and folder.is_dir() and time.monotonic() < until:
+        time.sleep(PAUSE)
+
+
 def _torchrun(folder: Path, address: str, nodes: int, number: int, processes: int) -> subprocess.Popen[bytes]:
     host, _, port = address.rpartition(":")
-    words = ["--nnodes", nodes, "--node-rank", number, "--nproc-per-node", processes]
+    words = ["--nnodes", nodes, "--node-rank", number, "--nproc-per-node", processes, "--shutdown-timeout", SHUTDOWN]
     words += ["--master-addr", host, "--master-port", port, "-m", "harness.pipeline.sweeps.node_process", folder]
     command = [sys.executable, "-m", "torch.distributed.run", *map(str, words)]
     return subprocess.Popen(command, preexec_fn=_end_with_this_process)
@@ -122,14 +144,17 @@ def _end_with_this_process() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End torchrun by SIGTERM, at which its first process writes a snapshot; kill it after `PATIENCE`."""
+def _end(process: subprocess.Popen[bytes], patience: float) -> None:
+    """End torchrun by SIGTERM, at which its first process writes a snapshot; after `patience` seconds kill all of them."""
     if process.poll() is None:
         process.terminate()
     try:
-        process.wait(PATIENCE)
+        process.wait(patience)
     except subprocess.TimeoutExpired:
-        process.kill()
+        launcher = psutil.Process(process.pid)
+        for each in [*launcher.children(recursive=True), launcher]:
+            with suppress(psutil.NoSuchProcess):
+                each.kill()
         process.wait()
 
 

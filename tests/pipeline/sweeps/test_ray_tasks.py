@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import _thread
 import os
 import subprocess
 import sys
+import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import torch
+from torch.distributed.run import parse_args as torchrun_arguments
 
 from harness.config.run_spec import RunSpec
 from harness.config.suite import Resources, Suite
-from harness.errors import ConfigError
+from harness.errors import ConfigError, RunError
 from harness.pipeline.sweeps import ray_nodes, ray_tasks
 from harness.pipeline.sweeps.ray_sweep import refuse_teachers_on_offered_gpus
 from harness.rundir.process.progress import Event
@@ -51,6 +57,71 @@ def test_the_processes_of_another_node_get_the_drivers_environment(tmp_path: Pat
     monkeypatch.setenv("HF_HOME", "the node's own")
     ray_nodes._join(tmp_path, "host:1", 2, 1, 1, {"HF_HOME": "the driver's"})
     assert seen == ["the driver's"]
+
+
+def test_a_signal_leaves_half_an_hour_for_a_step_and_its_snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    commands: list[list[str]] = []
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **_: commands.append(command))
+    ray_nodes._torchrun(tmp_path, "host:1", 2, 1, 8)
+    timeout = torchrun_arguments(commands[0][3:]).shutdown_timeout  # torchrun's own default is 30 seconds
+    assert timeout is not None
+    assert 1800 <= timeout < ray_nodes.PATIENCE
+
+
+# Two processes that ignore SIGTERM, as the ranks of a training do; the first one stands for torchrun.
+STUBBORN = """
+import signal, subprocess, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+child = subprocess.Popen([sys.executable, "-c", "import time; print(1, flush=True); time.sleep(60)"], stdout=subprocess.PIPE)
+child.stdout.read(1)
+open(sys.argv[1], "w").write(str(child.pid))
+time.sleep(60)
+"""
+
+
+def test_processes_on_another_node_end_soon_after_the_first_node_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    launch, child = tmp_path / "launch", tmp_path / "child"
+    launch.mkdir()
+    started: list[subprocess.Popen[bytes]] = []
+
+    def torchrun(*_: Any) -> subprocess.Popen[bytes]:
+        started.append(subprocess.Popen([sys.executable, "-c", STUBBORN, str(child)]))
+        while not (child.is_file() and child.read_text()):
+            time.sleep(0.02)
+        launch.rmdir()  # the first node removes it at its end
+        return started[0]
+
+    monkeypatch.setattr(ray_nodes, "_torchrun", torchrun)
+    monkeypatch.setattr(ray_nodes, "NOTICED", 0.5)
+    monkeypatch.setattr(ray_nodes, "PATIENCE", 3.0)
+    with pytest.raises(RunError, match="node 2 ended with status -9"):
+        ray_nodes._join(launch, "host:1", 2, 1, 1, {})
+    with suppress(psutil.NoSuchProcess):
+        assert psutil.Process(int(child.read_text())).status() == psutil.STATUS_ZOMBIE
+
+
+def test_processes_on_another_node_stay_for_the_snapshot_of_a_run_that_is_told_to_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    # A rank that ignores the signal, and ends when the first one has its snapshot.
+    waits = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(2)"
+    started: list[subprocess.Popen[bytes]] = []
+
+    def torchrun(*_: Any) -> subprocess.Popen[bytes]:
+        started.append(process := subprocess.Popen([sys.executable, "-c", waits], stdout=subprocess.PIPE))
+        assert process.stdout
+        process.stdout.read(1)
+        for seconds in (0.3, 0.8):  # Ray interrupts the task for the driver, and once more for the first node
+            threading.Timer(seconds, _thread.interrupt_main).start()
+        return process
+
+    monkeypatch.setattr(ray_nodes, "_torchrun", torchrun)
+    monkeypatch.setattr(ray_nodes, "NOTICED", 0.5)
+    with pytest.raises(KeyboardInterrupt):
+        ray_nodes._join(tmp_path, "host:1", 2, 1, 1, {})
+    assert started[0].poll() == 0, "it ended by itself"
 
 
 class Cluster:
