@@ -16,8 +16,8 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
@@ -26,10 +26,12 @@ import psutil
 from harness.config.base import digest
 from harness.config.run_spec import RunSpec
 from harness.engines.child_processes import free_ports
-from harness.errors import RunError, StoppedError
+from harness.errors import InUseError, RunError, StoppedError
 from harness.pipeline.processes.stop_signals import ignore_signals
 from harness.pipeline.sweeps.node_process import ERROR, EVENTS, SPEC
+from harness.rundir.locks import free_lock, is_held
 from harness.rundir.process.progress import Report
+from harness.rundir.store import LOCK
 
 PAUSE = 0.2  # seconds between two checks
 # Seconds for the processes to end their step and write a snapshot. After 30 torchrun itself would kill them, but a step of a
@@ -38,6 +40,7 @@ SHUTDOWN = 1800
 PATIENCE = SHUTDOWN + 60.0  # until torchrun, which kills its processes after `SHUTDOWN`, has ended too
 FAREWELL = 120.0  # seconds for a snapshot where a node is lost: a notice is seldom longer, and others may wait in vain
 NOTICED = 30.0  # seconds within which Ray notices that a node died, and the processes of the others end
+LAUNCH = ".launch.lock"  # in a run's folder: held by the task on the first node
 PR_SET_PDEATHSIG = 1
 
 
@@ -62,15 +65,49 @@ def run_over_nodes(
     """Do a run in the processes of all nodes of a placement group; called in a task on the first node.
 
     This task has set the variables of `environment`; the tasks on the other nodes set them too.
-    Raises the run's own error, from a `StoppedError` where a signal ended it, as when another node is lost and the run stops
-    with a snapshot. Ends this worker where a process or a node was lost, so that Ray starts the task again.
+    Raises `InUseError` where another process does the run, and the run's own error, from a `StoppedError` where a signal ended
+    it, as when another node is lost and the run stops with a snapshot. Ends this worker where a process or a node was lost, so
+    that Ray starts the task again.
+    """
+    with _only_launch(spec) as folder:
+        _launch(ray, spec, folder, group, options, report, environment)
+
+
+@contextmanager
+def _only_launch(spec: RunSpec) -> Generator[Path]:
+    """Yield a new folder for the processes of a run that nobody else does; raises `InUseError` where somebody does it.
+
+    The folder is removed at the end, and those that earlier starts left behind whose node was lost.
     """
     prefix = f".launch-{digest(str(spec.path))}-"
-    # An earlier start whose node was lost left its folder behind; without it, what is left of its processes ends.
-    for earlier in spec.out.glob(f"{prefix}*"):
-        shutil.rmtree(earlier, ignore_errors=True)
-    folder = spec.out / f"{prefix}{uuid.uuid4().hex}"
-    folder.mkdir(parents=True)
+    with free_lock(spec.path / LAUNCH):
+        earlier = list(spec.out.glob(f"{prefix}*"))
+        # What is left of an earlier start ends by itself, with a snapshot for which it needs its folder.
+        until = time.monotonic() + (PATIENCE if earlier else 0)
+        while is_held(spec.path / LOCK):
+            if time.monotonic() >= until:
+                raise InUseError(f"{spec.path} is in use by another process; wait for it or choose another --out")
+            time.sleep(PAUSE)
+        for each in earlier:
+            shutil.rmtree(each, ignore_errors=True)
+        folder = spec.out / f"{prefix}{uuid.uuid4().hex}"
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _launch(
+    ray: Any,
+    spec: RunSpec,
+    folder: Path,
+    group: Any,
+    options: dict[str, Any],
+    report: Report,
+    environment: Mapping[str, str],
+) -> None:
+    """Start torchrun on all nodes, follow it, and raise what ended it; see `run_over_nodes`."""
     (folder / SPEC).write_bytes(pickle.dumps(spec))
     (folder / EVENTS).touch()
     nodes = len(group.bundle_specs)
@@ -101,7 +138,6 @@ def run_over_nodes(
     finally:
         for other in others:
             ray.cancel(other)
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _join(folder: Path, address: str, nodes: int, number: int, processes: int, environment: Mapping[str, str]) -> None:

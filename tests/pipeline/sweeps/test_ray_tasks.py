@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,12 +19,14 @@ import pytest
 import torch
 from torch.distributed.run import parse_args as torchrun_arguments
 
+from harness.config.base import digest
 from harness.config.run_spec import RunSpec
 from harness.config.suite import Resources, Suite
-from harness.errors import ConfigError, RunError
+from harness.errors import ConfigError, InUseError, RunError
 from harness.pipeline.sweeps import ray_nodes, ray_tasks
 from harness.pipeline.sweeps.ray_sweep import refuse_teachers_on_offered_gpus
 from harness.rundir.process.progress import Event
+from harness.rundir.store import RunStore
 from tests.support.runs import changed_suite
 
 
@@ -122,6 +125,82 @@ def test_processes_on_another_node_stay_for_the_snapshot_of_a_run_that_is_told_t
     with pytest.raises(KeyboardInterrupt):
         ray_nodes._join(tmp_path, "host:1", 2, 1, 1, {})
     assert started[0].poll() == 0, "it ended by itself"
+
+
+class TwoNodes:
+    """Stands for Ray in the task on the first node of two; what the task on the other node returns never arrives."""
+
+    exceptions = SimpleNamespace(RayTaskError=RuntimeError)
+    util = SimpleNamespace(get_node_ip_address=lambda: "127.0.0.1")
+    group = SimpleNamespace(bundle_specs=[{}, {}])
+
+    def remote(self, function: Any) -> Any:
+        return SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda *_: function))
+
+    def wait(self, tasks: list[Any], timeout: float, num_returns: int = 1) -> tuple[list[Any], list[Any]]:
+        time.sleep(0.05)
+        return [], tasks
+
+    def cancel(self, task: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def over_nodes(micro: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[RunSpec, Callable[[], None]]:
+    """A run over two nodes, and a function that does it: its torchrun ends after two seconds."""
+    monkeypatch.setattr(ray_nodes, "on_node", lambda options, *_: options)
+    ends = [sys.executable, "-c", "import time; time.sleep(2)"]
+    monkeypatch.setattr(ray_nodes, "_torchrun", lambda *_: subprocess.Popen(ends))
+    spec = RunSpec(micro, "opd", 0, out=tmp_path / "runs")
+    return spec, lambda: ray_nodes.run_over_nodes(TwoNodes(), spec, TwoNodes.group, {}, lambda _: None, {})
+
+
+def launches(spec: RunSpec) -> list[Path]:
+    return list(spec.out.glob(".launch-*"))
+
+
+def test_a_second_sweep_leaves_a_run_over_nodes_alone_that_the_first_one_does(
+    over_nodes: tuple[RunSpec, Callable[[], None]],
+):
+    spec, do = over_nodes
+    first = threading.Thread(target=do)
+    first.start()
+    try:
+        while not launches(spec):
+            time.sleep(0.02)
+        (folder,) = launches(spec)
+        with pytest.raises(InUseError, match="in use by another process"):
+            do()
+        assert folder.is_dir()
+        assert launches(spec) == [folder]
+    finally:
+        first.join()
+    assert launches(spec) == []
+    do()
+
+
+def test_a_run_over_nodes_that_a_command_without_ray_does_is_refused(over_nodes: tuple[RunSpec, Callable[[], None]]):
+    spec, do = over_nodes
+    with RunStore(spec.path).locked(), pytest.raises(InUseError, match="in use by another process"):
+        do()
+    assert launches(spec) == []
+
+
+def test_what_is_left_of_a_lost_start_keeps_its_folder_until_it_has_its_snapshot(
+    over_nodes: tuple[RunSpec, Callable[[], None]],
+):
+    spec, do = over_nodes
+    (left := spec.out / f".launch-{digest(str(spec.path))}-left").mkdir(parents=True)
+    begun = threading.Thread(target=do)
+    with RunStore(spec.path).locked():  # as the run's first process, whose task on Ray was lost
+        begun.start()
+        time.sleep(1)
+        assert launches(spec) == [left]
+    while launches(spec) == [left]:
+        time.sleep(0.02)
+    assert left not in launches(spec)
+    begun.join()
+    assert launches(spec) == []
 
 
 class Cluster:
