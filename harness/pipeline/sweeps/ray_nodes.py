@@ -44,6 +44,10 @@ LAUNCH = ".launch.lock"  # in a run's folder: held by the task on the first node
 PR_SET_PDEATHSIG = 1
 
 
+class UnsharedError(RunError):
+    """A node that does not see the files of the first node."""
+
+
 def reserve_nodes(ray: Any, nodes: int, options: dict[str, Any]) -> Any:
     """Return a placement group with the resources of a run on each of `nodes` nodes; its tasks wait until Ray grants it."""
     asked = {"CPU": options["num_cpus"], "GPU": options["num_gpus"], "memory": options.get("memory", 0)}
@@ -65,9 +69,9 @@ def run_over_nodes(
     """Do a run in the processes of all nodes of a placement group; called in a task on the first node.
 
     This task has set the variables of `environment`; the tasks on the other nodes set them too.
-    Raises `InUseError` where another process does the run, and the run's own error, from a `StoppedError` where a signal ended
-    it, as when another node is lost and the run stops with a snapshot. Ends this worker where a process or a node was lost, so
-    that Ray starts the task again.
+    Raises `InUseError` where another process does the run, `UnsharedError` for a node that does not see the files of this one,
+    and the run's own error, from a `StoppedError` where a signal ended it, as when another node is lost and the run stops with
+    a snapshot. Ends this worker where a process or a node was lost, so that Ray starts the task again.
     """
     with _only_launch(spec) as folder:
         _launch(ray, spec, folder, group, options, report, environment)
@@ -141,7 +145,15 @@ def _launch(
 
 
 def _join(folder: Path, address: str, nodes: int, number: int, processes: int, environment: Mapping[str, str]) -> None:
-    """Train with the first node, in processes on this node; a Ray task."""
+    """Train with the first node, in processes on this node; a Ray task.
+
+    Raises `UnsharedError` on a node that does not see the launch's folder.
+    """
+    if not folder.is_dir():
+        raise UnsharedError(
+            f"node {os.uname().nodename} does not see {folder.parent} as the run's first node does; put --out and "
+            f"HARNESS_CACHE on a file system that the {nodes} nodes share, or set resources.nodes to 1"
+        )
     os.environ.update(environment)
     process = _torchrun(folder, address, nodes, number, processes)
     try:
@@ -206,9 +218,14 @@ def _forward_events(events: IO[bytes], report: Report) -> None:
 
 
 def _is_lost(ray: Any, done: Sequence[Any]) -> bool:
+    """Return whether the processes of a node ended with an error; raises the `UnsharedError` of one that could not begin."""
     for task in done:
         try:
             ray.get(task)
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, UnsharedError):
+                raise error.cause from None
+            return True
         except Exception:
             return True
     return False

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 import psutil
 import pytest
@@ -200,6 +200,50 @@ def test_what_is_left_of_a_lost_start_keeps_its_folder_until_it_has_its_snapshot
         time.sleep(0.02)
     assert left not in launches(spec)
     begun.join()
+    assert launches(spec) == []
+
+
+class TaskFailureError(Exception):
+    """Stands for Ray's error about a task, `cause` for what the task raised."""
+
+    def __init__(self, cause: Exception) -> None:
+        self.cause = cause
+
+
+class TwoDisks(TwoNodes):
+    """The second node does not see the launch's folder."""
+
+    exceptions = SimpleNamespace(RayTaskError=TaskFailureError)
+
+    def remote(self, function: Any) -> Any:
+        def begin(folder: Path, *arguments: Any) -> Any:
+            return lambda: function(folder.parent / "elsewhere" / folder.name, *arguments)
+
+        return SimpleNamespace(options=lambda **_: SimpleNamespace(remote=begin))
+
+    def wait(self, tasks: list[Any], timeout: float, num_returns: int = 1) -> tuple[list[Any], list[Any]]:
+        time.sleep(0.05)
+        return tasks, []
+
+    def get(self, task: Any) -> None:
+        try:
+            task()
+        except Exception as error:
+            raise TaskFailureError(error) from error
+
+
+def test_a_node_that_does_not_see_the_files_of_the_first_one_is_named(
+    over_nodes: tuple[RunSpec, Callable[[], None]], monkeypatch: pytest.MonkeyPatch
+):
+    def end(_: int) -> NoReturn:
+        raise AssertionError("Ray starts the task again, in vain")
+
+    monkeypatch.setattr(os, "_exit", end)
+    spec, _ = over_nodes
+    with pytest.raises(
+        RunError, match=f"node {os.uname().nodename} does not see .* the 2 nodes share, or set resources"
+    ):
+        ray_nodes.run_over_nodes(TwoDisks(), spec, TwoNodes.group, {}, lambda _: None, {})
     assert launches(spec) == []
 
 
