@@ -156,19 +156,31 @@ def _drain(
                 spec = pending.pop(task)
                 if (group := groups.pop(task, None)) is not None:
                     ray.util.remove_placement_group(group)  # this ends the workers in it
-                try:
-                    finished = ray.get(task)
-                except Exception as error:
-                    failure = failure or _explained(ray, error, spec)
+                if (error := _settle(ray, task, spec, on_finished)) is not None:
+                    failure = failure or error
                     ray.get(board.stop.remote())
-                else:
-                    if finished and spec is not None:
-                        RemoteStages.of(spec).fetch()
-                        on_finished(spec)
         for event in ray.get(board.take.remote()):  # a task's last event may arrive after its result
             report(event)
     if failure is not None:
         raise failure
+
+
+def _settle(
+    ray: Any, task: Any, spec: RunSpec | None, on_finished: Callable[[RunSpec], object]
+) -> BaseException | None:
+    """Fetch and report the run of a task that has ended; return what failed: the task, the fetch or the report."""
+    try:
+        finished = ray.get(task)
+    except Exception as error:
+        return _explained(ray, error, spec)
+    if not finished or spec is None:
+        return None
+    try:
+        RemoteStages.of(spec).fetch()
+        on_finished(spec)
+    except Exception as error:
+        return error
+    return None
 
 
 def _explained(ray: Any, error: Exception, spec: RunSpec | None) -> BaseException:

@@ -1,0 +1,100 @@
+"""The driver of a sweep on Ray, without a cluster: what it asks of Ray, and what it does when tasks end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from harness.config.run_spec import RunSpec
+from harness.config.suite import Suite
+from harness.errors import RunError
+from harness.pipeline.sweeps import ray_sweep, ray_tasks
+from harness.rundir.process.progress import silent
+from harness.rundir.shared.remote_stages import RemoteStages
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A call that Ray has been asked for."""
+
+    function: Any
+    arguments: tuple[Any, ...]
+
+
+class Cluster:
+    """Stands for Ray: tasks end well, one after another, in the order in which they were asked for."""
+
+    exceptions = SimpleNamespace(RayTaskError=RuntimeError)
+
+    def __init__(self) -> None:
+        self.asked, self.ended = list[Task](), list[Task]()
+        self.util = SimpleNamespace(remove_placement_group=lambda _: None)
+
+    def nodes(self) -> list[dict[str, Any]]:
+        return [{"Alive": True, "Resources": {"CPU": 16}}] * 2
+
+    def remote(self, function: Any = None, **_: Any) -> Any:
+        if function is None:
+            return lambda actor: SimpleNamespace(remote=lambda: Actor(actor()))
+        return SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda *given: self._ask(function, given)))
+
+    def _ask(self, function: Any, given: tuple[Any, ...]) -> Task:
+        self.asked.append(task := Task(function, given))
+        return task
+
+    def wait(self, tasks: list[Task], timeout: float) -> tuple[list[Task], list[Task]]:
+        self.ended.append(tasks[0])
+        return tasks[:1], tasks[1:]
+
+    def get(self, answer: Any) -> Any:
+        return answer.function is ray_tasks.do_run if isinstance(answer, Task) else answer
+
+
+class Actor:
+    """Stands for an actor's handle: a call answers at once."""
+
+    def __init__(self, actor: Any) -> None:
+        self.actor = actor
+
+    def __getattr__(self, name: str) -> Any:
+        return SimpleNamespace(remote=getattr(self.actor, name))
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    monkeypatch.setattr(ray_sweep, "on_this_node", lambda _: None)
+    return Cluster()
+
+
+def runs(suite: Suite, out: Path, seeds: int) -> list[RunSpec]:
+    return [RunSpec(suite, "opd", seed, out=out) for seed in range(seeds)]
+
+
+def ended_runs(cluster: Cluster) -> list[int]:
+    """Return the seeds of the runs that the driver has waited for, in order."""
+    return [task.arguments[0].seed for task in cluster.ended if task.function is ray_tasks.do_run]
+
+
+@pytest.mark.parametrize("what", ["fetch", "report"])
+def test_a_fetch_or_a_report_that_fails_is_raised_when_the_other_runs_have_ended(
+    what: str, cluster: Cluster, micro: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    handled: list[int] = []
+
+    def handle(spec: RunSpec, step: str) -> None:
+        if step == what:
+            handled.append(spec.seed)
+            if spec.seed == 0:
+                raise RunError(f"no {what}")
+
+    monkeypatch.setattr(RemoteStages, "fetch", lambda self: handle(self.spec, "fetch"))
+    with pytest.raises(RunError, match=f"^no {what}$"):
+        ray_sweep._sweep(cluster, runs(micro, tmp_path, 3), silent, lambda spec: handle(spec, "report"))
+    assert ended_runs(cluster) == [0, 1, 2]
+    assert handled == [0, 1, 2]
+    board = next(task for task in cluster.asked if task.function is ray_tasks.do_run).arguments[3].board
+    assert not board.actor.may_begin(), "no further run begins"
