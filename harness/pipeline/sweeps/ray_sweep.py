@@ -11,12 +11,13 @@ import logging
 import os
 import socket
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from harness.adapter import uses_teacher
+from harness.config.base import is_list, is_mapping
 from harness.config.run_spec import RunSpec
 from harness.config.suite import Resources
 from harness.errors import ConfigError, HarnessError, RunError
@@ -87,14 +88,34 @@ def _connect(address: str) -> Any:
 def _sweep(ray: Any, specs: Sequence[RunSpec], report: Report, on_finished: Callable[[RunSpec], object]) -> None:
     # The board is on the driver's node, so that it is not lost with another one.
     board = ray.remote(num_cpus=0, scheduling_strategy=on_this_node(ray))(Board).remote()
-    carried = {name: value for name in CARRIED if (value := os.environ.get(name))}
-    driver = Driver(board, marker := _marker(specs[0].out), carried)
+    driver = Driver(board, marker := _marker(specs[0].out), _carried(specs))
     try:
         groups: dict[Any, Any] = {}
         pending = _submit(ray, specs, driver, groups)
         _drain(ray, pending, board, report, on_finished, groups)
     finally:
         marker.unlink(missing_ok=True)
+
+
+def _carried(specs: Sequence[RunSpec]) -> dict[str, str]:
+    """Return the variables of this process that the workers get, among them the API keys of the suites' teachers."""
+    suites = {id(spec.suite): spec.suite for spec in specs}.values()
+    teachers = [teacher for suite in suites for teacher in (suite.teacher, *(stage.teacher for stage in suite.stages))]
+    keys = {name for teacher in teachers if teacher for name in _key_variables(teacher.model_dump(mode="json"))}
+    return {name: value for name in sorted({*CARRIED, *keys}) if (value := os.environ.get(name))}
+
+
+def _key_variables(settings: Any) -> Iterator[str]:
+    """Yield the names under `api_key_variable` in a teacher's settings and in those of the teachers behind it."""
+    if is_list(settings):
+        for each in settings:
+            yield from _key_variables(each)
+    elif is_mapping(settings):
+        for key, value in settings.items():
+            if key == "api_key_variable" and isinstance(value, str):
+                yield value
+            else:
+                yield from _key_variables(value)
 
 
 def _marker(out: Path) -> Path:

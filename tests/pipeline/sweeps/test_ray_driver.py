@@ -15,6 +15,7 @@ from harness.errors import RunError
 from harness.pipeline.sweeps import ray_sweep, ray_tasks
 from harness.rundir.process.progress import silent
 from harness.rundir.shared.remote_stages import RemoteStages
+from tests.support.runs import changed_suite
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,3 +99,31 @@ def test_a_fetch_or_a_report_that_fails_is_raised_when_the_other_runs_have_ended
     assert handled == [0, 1, 2]
     board = next(task for task in cluster.asked if task.function is ray_tasks.do_run).arguments[3].board
     assert not board.actor.may_begin(), "no further run begins"
+
+
+def test_the_workers_get_the_keys_of_all_teachers_that_the_suite_names(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def server(key: str) -> dict[str, Any]:
+        return {
+            "kind": "server",
+            "urls": ["http://node1:8000"],
+            "model": "t",
+            "max_logprobs": 32,
+            "api_key_variable": key,
+        }
+
+    cached = {"kind": "cache", "path": "scores.db", "of": server("KEY_BEHIND")}
+    routed = {"kind": "routed", "by_task": {"tiny_weather": cached}, "otherwise": server("KEY_OTHERWISE")}
+    own = {"task": "tiny_currency", "teacher": server("KEY_OF_STAGE")}
+    suite = changed_suite(tmp_path, lambda raw: raw.update(teacher=routed, stages=["tiny_weather", own]))
+    names = ("KEY_BEHIND", "KEY_OTHERWISE", "KEY_OF_STAGE")
+    for name in (*names, "KEY_OF_ANOTHER"):
+        monkeypatch.setenv(name, f"secret of {name}")
+    ray_sweep._sweep(cluster, runs(suite, tmp_path / "runs", 1), silent, lambda _: None)
+    driver = next(task for task in cluster.asked if task.function is ray_tasks.do_run).arguments[3]
+    assert {name: f"secret of {name}" for name in names}.items() <= driver.environment.items()
+    assert "KEY_OF_ANOTHER" not in driver.environment
+    assert "secret" not in repr(driver)
+    written = [file for file in (tmp_path / "runs").rglob("*") if file.is_file()]
+    assert not any("secret" in file.read_text() for file in written)
