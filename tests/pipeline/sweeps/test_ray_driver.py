@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from harness.config.run_spec import RunSpec
-from harness.config.suite import Suite
+from harness.config.suite import Resources, Suite
 from harness.errors import RunError
 from harness.pipeline.sweeps import ray_sweep, ray_tasks
+from harness.pipeline.sweeps.sweep import models_of
 from harness.rundir.process.progress import silent
 from harness.rundir.shared.remote_stages import RemoteStages
 from tests.support.runs import changed_suite
@@ -127,3 +128,40 @@ def test_the_workers_get_the_keys_of_all_teachers_that_the_suite_names(
     assert "secret" not in repr(driver)
     written = [file for file in (tmp_path / "runs").rglob("*") if file.is_file()]
     assert not any("secret" in file.read_text() for file in written)
+
+
+def test_the_nodes_of_a_run_are_reserved_when_its_models_are_built(
+    cluster: Cluster, micro: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Nodes that are reserved earlier could be those on which the models are to be built, and both would wait for ever."""
+    suite = micro.model_copy(update={"resources": Resources(nodes=2)})
+    specs, finished, built_at_reservation = runs(suite, tmp_path, 2), list[int](), list[int]()
+
+    def reserve(*_: Any) -> str:
+        built_at_reservation.append(sum(task.function is ray_tasks.build_model for task in cluster.ended))
+        return "group"
+
+    monkeypatch.setattr(ray_sweep, "reserve_nodes", reserve)
+    monkeypatch.setattr(ray_sweep, "on_node", lambda options, *_: options)
+    ray_sweep._sweep(cluster, specs, silent, lambda spec: finished.append(spec.seed))
+    assert finished == [0, 1]
+    models = len(models_of(specs[:1])), len(models_of(specs))
+    assert models == tuple(built_at_reservation)
+
+
+def test_no_nodes_are_reserved_after_an_error(
+    cluster: Cluster, micro: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    suite = micro.model_copy(update={"resources": Resources(nodes=2)})
+    reserved: list[Any] = []
+    monkeypatch.setattr(ray_sweep, "reserve_nodes", lambda *given: reserved.append(given))
+
+    def get(answer: Any) -> Any:
+        if isinstance(answer, Task):
+            raise ConnectionError("the worker is gone")
+        return answer
+
+    monkeypatch.setattr(cluster, "get", get)
+    with pytest.raises(RunError, match="died"):
+        ray_sweep._sweep(cluster, runs(suite, tmp_path, 2), silent, lambda _: None)
+    assert reserved == []
