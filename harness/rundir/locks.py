@@ -11,7 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from harness.errors import RunError
+from harness.errors import InUseError, RunError
 
 # An evaluation of a large model holds its lock for hours; a process that holds one for longer hangs. A training may take days.
 LONGEST_WAIT = 24 * 3600.0  # seconds
@@ -69,6 +69,22 @@ def first_free_lock(paths: Sequence[Path]) -> Generator[Path]:
             return
     with waiting_lock(paths[0]):
         yield paths[0]
+
+
+@contextmanager
+def free_lock(path: Path) -> Generator[None]:
+    """Hold the lock file `path` in a run's folder in the block; raises `InUseError` where another process holds it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    refuse_without_flock(path.parent)
+    lock = FileLock(path, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise InUseError(f"{path.parent} is in use by another process; wait for it or choose another --out") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def is_held(path: Path) -> bool:

@@ -24,10 +24,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from harness.config.run_spec import RunSpec, averages_micro_batches, identity_of, session_settings
-from harness.errors import InUseError, RunError
+from harness.errors import RunError
 from harness.rundir.differences import find_differences, without_autocast
 from harness.rundir.files import (
     as_record,
@@ -36,7 +34,7 @@ from harness.rundir.files import (
     write_sealed,
     written,
 )
-from harness.rundir.locks import refuse_without_flock
+from harness.rundir.locks import free_lock
 from harness.rundir.process.secrets import mask
 from harness.rundir.schema import Manifest, Session, now, upgrade
 from harness.rundir.stage_folder import StageFolder, cell_name, stage_folder, teacher_folder
@@ -57,20 +55,9 @@ class RunStore:
 
         Half-written files of killed processes are removed first.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        refuse_without_flock(self.path)
-        lock = FileLock(self.path / LOCK, timeout=0)
-        try:
-            lock.acquire()
-        except Timeout as error:
-            raise InUseError(
-                f"{self.path} is in use by another process; wait for it or choose another --out"
-            ) from error
-        try:
+        with free_lock(self.path / LOCK):
             remove_partials(self.path)
             yield
-        finally:
-            lock.release()
 
     def stage(self, index: int, name: str = "") -> StageFolder:
         """Return a stage's folder; 0 is the start, see `stage_folder`."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from torch.distributed.run import parse_args
 
 PAGE = (Path(__file__).parents[2] / "docs" / "scale-out.md").read_text(encoding="utf-8")
 # What the job calls. `harness` answers SIGTERM as a sweep does: it ends after a while, when the snapshots are there.
@@ -57,6 +58,14 @@ def events(environment: dict[str, str]) -> list[str]:
     """Return what the stand-ins wrote, in order."""
     path = Path(environment["EVENTS"])
     return path.read_text().splitlines() if path.exists() else []
+
+
+def test_the_torchrun_command_leaves_half_an_hour_for_a_step_and_a_snapshot():
+    command = re.search(r"^torchrun (.*)\\\n(.*)$", PAGE, flags=re.MULTILINE)
+    assert command
+    timeout = parse_args(" ".join(command.groups()).split()).shutdown_timeout  # torchrun's own default is 30 seconds
+    assert timeout is not None
+    assert timeout >= 1800
 
 
 SWEEP = "sweep my-suite.yaml --ray node1:6379 --out /shared/runs"

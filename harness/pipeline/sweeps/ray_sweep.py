@@ -11,12 +11,13 @@ import logging
 import os
 import socket
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from harness.adapter import uses_teacher
+from harness.config.base import is_list, is_mapping
 from harness.config.run_spec import RunSpec
 from harness.config.suite import Resources
 from harness.errors import ConfigError, HarnessError, RunError
@@ -87,14 +88,32 @@ def _connect(address: str) -> Any:
 def _sweep(ray: Any, specs: Sequence[RunSpec], report: Report, on_finished: Callable[[RunSpec], object]) -> None:
     # The board is on the driver's node, so that it is not lost with another one.
     board = ray.remote(num_cpus=0, scheduling_strategy=on_this_node(ray))(Board).remote()
-    carried = {name: value for name in CARRIED if (value := os.environ.get(name))}
-    driver = Driver(board, marker := _marker(specs[0].out), carried)
+    driver = Driver(board, marker := _marker(specs[0].out), _carried(specs))
     try:
-        groups: dict[Any, Any] = {}
-        pending = _submit(ray, specs, driver, groups)
-        _drain(ray, pending, board, report, on_finished, groups)
+        _drain(ray, _Tasks(ray, specs, driver), board, report, on_finished)
     finally:
         marker.unlink(missing_ok=True)
+
+
+def _carried(specs: Sequence[RunSpec]) -> dict[str, str]:
+    """Return the variables of this process that the workers get, among them the API keys of the suites' teachers."""
+    suites = {id(spec.suite): spec.suite for spec in specs}.values()
+    teachers = [teacher for suite in suites for teacher in (suite.teacher, *(stage.teacher for stage in suite.stages))]
+    keys = {name for teacher in teachers if teacher for name in _key_variables(teacher.model_dump(mode="json"))}
+    return {name: value for name in sorted({*CARRIED, *keys}) if (value := os.environ.get(name))}
+
+
+def _key_variables(settings: Any) -> Iterator[str]:
+    """Yield the names under `api_key_variable` in a teacher's settings and in those of the teachers behind it."""
+    if is_list(settings):
+        for each in settings:
+            yield from _key_variables(each)
+    elif is_mapping(settings):
+        for key, value in settings.items():
+            if key == "api_key_variable" and isinstance(value, str):
+                yield value
+            else:
+                yield from _key_variables(value)
 
 
 def _marker(out: Path) -> Path:
@@ -105,70 +124,98 @@ def _marker(out: Path) -> Path:
     return marker
 
 
-def _submit(ray: Any, specs: Sequence[RunSpec], driver: Driver, groups: dict[Any, Any]) -> dict[Any, RunSpec | None]:
-    """Queue the models and the runs, and return each task with its run, None for a model; a run waits for its own models.
+class _Tasks:
+    """The tasks of the models and runs that Ray has been asked for; a run waits for its own models.
 
-    The placement groups of runs over several nodes are added to `groups`, by task.
+    `pending` has each task with its run, None for a model. Ray itself holds a run on one node back until its models are built.
+    A run over several nodes is asked for only then: its reserved nodes could be those on which models are still to be built.
     """
-    options = {id(spec): task_options(ray, spec.suite) for spec in specs}
-    built: dict[str, Any] = {}
-    pending: dict[Any, RunSpec | None] = {}
-    for spec in specs:
-        for key, (_, model, seed) in models_of([spec]).items():
-            if key not in built:
-                task = ray.remote(build_model).options(**options[id(spec)])
-                built[key] = task.remote(spec, model, seed, driver)
-                pending[built[key]] = None
-        needed, asked, group = [built[key] for key in models_of([spec])], options[id(spec)], None
-        own = asked
-        if (nodes := (spec.suite.resources or Resources()).nodes) > 1:
-            group = reserve_nodes(ray, nodes, asked)
-            own = on_node(asked, group, 0)
-        task = ray.remote(do_run).options(**own).remote(spec, asked, group, driver, *needed)
-        pending[task] = spec
-        if group is not None:
-            groups[task] = group
-    return pending
+
+    def __init__(self, ray: Any, specs: Sequence[RunSpec], driver: Driver) -> None:
+        self.ray, self.driver = ray, driver
+        self.pending: dict[Any, RunSpec | None] = {}
+        self._groups: dict[Any, Any] = {}
+        self._waiting: list[tuple[RunSpec, dict[str, Any], list[Any]]] = []
+        options = {id(spec): task_options(ray, spec.suite) for spec in specs}
+        built: dict[str, Any] = {}
+        for spec in specs:
+            asked = options[id(spec)]
+            for key, (_, model, seed) in models_of([spec]).items():
+                if key not in built:
+                    built[key] = ray.remote(build_model).options(**asked).remote(spec, model, seed, driver)
+                    self.pending[built[key]] = None
+            needed = [built[key] for key in models_of([spec])]
+            if _nodes_of(spec) > 1:
+                self._waiting.append((spec, asked, needed))
+            else:
+                self.pending[ray.remote(do_run).options(**asked).remote(spec, asked, None, driver, *needed)] = spec
+        self.reserve()
+
+    def reserve(self) -> None:
+        """Ask for the nodes of each run over several nodes whose models are built, and for the run on them."""
+        waiting, self._waiting = self._waiting, []
+        for spec, asked, needed in waiting:
+            if not self.pending.keys().isdisjoint(needed):
+                self._waiting.append((spec, asked, needed))
+                continue
+            group = reserve_nodes(self.ray, _nodes_of(spec), asked)
+            task = self.ray.remote(do_run).options(**on_node(asked, group, 0)).remote(spec, asked, group, self.driver)
+            self.pending[task], self._groups[task] = spec, group
+
+    def close(self, task: Any) -> RunSpec | None:
+        """Free the nodes of a task that has ended, and return its run."""
+        if (group := self._groups.pop(task, None)) is not None:
+            self.ray.util.remove_placement_group(group)  # this ends the workers in it
+        return self.pending.pop(task)
 
 
-def _drain(
-    ray: Any,
-    pending: dict[Any, RunSpec | None],
-    board: Any,
-    report: Report,
-    on_finished: Callable[[RunSpec], object],
-    groups: dict[Any, Any],
-) -> None:
+def _nodes_of(spec: RunSpec) -> int:
+    return (spec.suite.resources or Resources()).nodes
+
+
+def _drain(ray: Any, tasks: _Tasks, board: Any, report: Report, on_finished: Callable[[RunSpec], object]) -> None:
     """Wait for all tasks and report their events; the first error or signal lets no further run begin and is raised last."""
     failure: BaseException | None = None
     request = StopRequest()
     with note_signals(request):
-        while pending:
+        while tasks.pending:
             if request.signal and failure is None:
                 failure = RunError(f"stopped by {request.signal}; the same command continues")
                 ray.get(board.stop.remote())
-                for task in pending:
+                for task in tasks.pending:
                     ray.cancel(task)  # as SIGINT in its worker, so a run leaves a snapshot
-            done, _ = ray.wait(list(pending), timeout=POLL_SECONDS)
+            done, _ = ray.wait(list(tasks.pending), timeout=POLL_SECONDS)
             for event in ray.get(board.take.remote()):
                 report(event)
             for task in done:
-                spec = pending.pop(task)
-                if (group := groups.pop(task, None)) is not None:
-                    ray.util.remove_placement_group(group)  # this ends the workers in it
-                try:
-                    finished = ray.get(task)
-                except Exception as error:
-                    failure = failure or _explained(ray, error, spec)
+                spec = tasks.close(task)
+                if (error := _settle(ray, task, spec, on_finished)) is not None:
+                    failure = failure or error
                     ray.get(board.stop.remote())
-                else:
-                    if finished and spec is not None:
-                        RemoteStages.of(spec).fetch()
-                        on_finished(spec)
+            if failure is None:
+                tasks.reserve()
         for event in ray.get(board.take.remote()):  # a task's last event may arrive after its result
             report(event)
     if failure is not None:
         raise failure
+
+
+def _settle(
+    ray: Any, task: Any, spec: RunSpec | None, on_finished: Callable[[RunSpec], object]
+) -> BaseException | None:
+    """Fetch and report the run of a task that has ended; return what failed: the task, the fetch or the report."""
+    try:
+        finished = ray.get(task)
+    except Exception as error:
+        return _explained(ray, error, spec)
+    if not finished or spec is None:
+        return None
+    try:
+        RemoteStages.of(spec).fetch()
+        on_finished(spec)
+    except Exception as error:
+        return error
+    return None
 
 
 def _explained(ray: Any, error: Exception, spec: RunSpec | None) -> BaseException:

@@ -38,8 +38,8 @@ class Driver:
 
     - `board`: the sweep's `Board`.
     - `marker`: a file by which a node knows that it sees the driver's run folder; it holds the driver's current folder.
-    - `environment`: the driver's variables that name caches and access to the hub. Ray's `runtime_env` could carry them, but
-      then each node starts a new process although one is ready.
+    - `environment`: the driver's variables that name caches and access to the hub, and its keys for teachers. Ray's
+      `runtime_env` could carry them, but then each node starts a new process although one is ready.
     """
 
     board: Any
