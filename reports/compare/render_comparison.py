@@ -60,8 +60,8 @@ READING = {
     "Gained": "the reverse.",
     "sd": "standard deviation of one seed's difference due to seeds, and due to items.",
     "Detects": "the smallest difference for which the interval excludes zero in 80 % of repeats.",
-    "Kept at equal learning": "how the first stage's task and the probes changed since a stage began, averaged over the "
-    "learning that both methods reach on their learning curves.",
+    "Kept at equal learning": "how the first stage's task and those that no stage trains changed since a stage began, "
+    "averaged over the learning that both methods reach on their learning curves.",
 }
 
 

@@ -43,8 +43,8 @@ class CurveFigure(NamedTuple):
 KEPT = CurveFigure(
     "retention_at_equal_learning",
     "kept at equal learning",
-    "mean over the learning L that both reach of R(t(L)) − R(0): R is the mean score of the first stage's task and the "
-    "probes with generated answers, t(L) the first step of the stage at which its own task has reached L",
+    "mean over the learning L that both reach of R(t(L)) − R(0): R is the mean score of the first stage's task and the tasks "
+    "with generated answers that the run does not train, t(L) the first step of the stage at which its own task has reached L",
     "points",
 )
 

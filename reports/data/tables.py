@@ -110,7 +110,7 @@ def score_matrices(scores: pd.DataFrame) -> Iterator[tuple[dict[str, Any], Score
     for values, cells in scores.groupby(IDENTITY, sort=False):
         identity: dict[str, Any] = dict(zip(IDENTITY, values, strict=True))
         own = cells[cells["own"]].set_index("task")["stage"]
-        probes = tuple(cells.loc[cells["role"] == "probe", "task"].unique())
+        probes = tuple(cells.loc[cells["role"] != "trained", "task"].unique())
         table = cells.pivot(index="stage", columns="task", values="score")[[*own.index, *probes]]
         together = joint.get(_seed_key(identity)) if identity["order"] != JOINT else None
         yield (
@@ -122,6 +122,7 @@ def score_matrices(scores: pd.DataFrame) -> Iterator[tuple[dict[str, Any], Score
                 stage_of=tuple(own),
                 joint=None if together is None else together.reindex(own.index).to_numpy(dtype=float),
                 fixed=tuple(cells.loc[cells["fixed"], "task"].unique()),
+                before=tuple(cells.loc[cells["role"] == "trained before", "task"].unique()),
             ),
         )
 
@@ -141,10 +142,15 @@ def _seed_key(identity: Mapping[Any, Any]) -> tuple[object, ...]:
 
 
 def figures_by_seed(scores: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per run and figure; every probe's own change is a figure called `probe_change:<task>`."""
+    """Return one row per run and figure.
+
+    A probe's own change is a figure called `probe_change:<task>`, and that of a task that was trained before the start one
+    called `changed:<task>`.
+    """
     rows = []
     for identity, matrix in score_matrices(scores):
-        changes = {f"probe_change:{task}": PROBE_CHANGE.value(matrix, task) for task in matrix.probes}
+        names = {task: "changed" if task in matrix.before else "probe_change" for task in matrix.probes}
+        changes = {f"{name}:{task}": PROBE_CHANGE.value(matrix, task) for task, name in names.items()}
         values = {**compute_figures(matrix), **changes}
         rows += [{**identity, "figure": name, "value": value} for name, value in values.items()]
     return pd.DataFrame(rows)
@@ -185,10 +191,11 @@ def without_fixed(scores: pd.DataFrame) -> str:
 
 
 def _describe(name: str) -> Figure:
-    figure, _, probe = name.partition(":")
-    if not probe:
+    figure, _, task = name.partition(":")
+    if not task:
         return FIGURES[figure]
-    return replace(FIGURES[figure], label=f"Change of probe {probe}", formula="R[T][p] − R[0][p]")
+    label = f"Change of probe {task}" if figure == PROBE_CHANGE.name else f"Change of {task}, trained before the start"
+    return replace(PROBE_CHANGE, label=label, formula="R[T][p] − R[0][p]")
 
 
 def frontier_table(scores: pd.DataFrame) -> pd.DataFrame:

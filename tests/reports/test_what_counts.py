@@ -123,6 +123,8 @@ def test_a_task_that_was_trained_before_the_start_counts_in_no_figure_on_probes(
     figures = with_plain_columns(figure_table(load_frames([tmp_path]).scores)).set_index("figure")["mean"]
     assert figures["probe_change"] == pytest.approx(0.5 - 0.6)
     assert figures["probe_forgetting"] == pytest.approx(0.6 - 0.5)
+    assert figures[f"probe_change:{PROBE}"] == pytest.approx(0.5 - 0.6)
+    assert figures[f"changed:{FIRST}"] == pytest.approx(0.4 - 0.8)
     (method,) = find_methods([tmp_path], least=1)
     assert method.estimate(PROBE_CHANGE).by_seed == pytest.approx({0: 0.5 - 0.6, 1: 0.5 - 0.6})
     assert method.estimate(PROBE_CHANGE, FIRST).by_seed == pytest.approx({0: 0.4 - 0.8, 1: 0.4 - 0.8})

@@ -17,9 +17,9 @@ from reports.report.report_data import ReportData
 
 TITLE = "Retention along learning"
 CAPTION = (
-    "Right: learned more. Up: kept more of the other tasks (the first stage's task and the probes). Where one line is above "
-    "another at the same learning, that method kept more at equal learning. Thick lines are means over seeds, thin lines "
-    "single seeds; a ring marks the stage's start. Learning is the best monotone fit of the measured scores."
+    "Right: learned more. Up: kept more of the other tasks (the first stage's task and those that no stage trains). Where one "
+    "line is above another at the same learning, that method kept more at equal learning. Thick lines are means over seeds, "
+    "thin lines single seeds; a ring marks the stage's start. Learning is the best monotone fit of the measured scores."
 )
 READING = (
     "The difference in how the other tasks changed since the stage began, averaged over the learning that both methods reach "
