@@ -5,21 +5,42 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from harness.rundir.files import WHOLE, full_disk_named
+from harness.lm.ranks import current_ranks
+from harness.rundir.files import WHOLE, file_digest, full_disk_named
 
 NUMBER = "#"  # prefix of keys that are numbers: torch.distributed.checkpoint takes only texts
+METADATA = ".metadata"  # the first process's list of which shard holds which tensor
 
 
-def write_shards(folder: Path, state: Mapping[str, Any]) -> None:
-    """Write this process's parts of the tensors in nested mappings; all processes of the group must call this."""
+def write_shards(folder: Path, state: Mapping[str, Any]) -> dict[str, str]:
+    """Write this process's parts of the tensors in nested mappings, and return the digests of all processes' files by name.
+
+    All processes of the group must call this.
+    """
     from torch.distributed.checkpoint.state_dict_saver import save  # takes a second to import
 
     save(_map_keys(state, _to_text), checkpoint_id=folder)
+    ranks = current_ranks()
+    own = [*folder.glob(f"__{ranks.rank}_*"), *([folder / METADATA] if ranks.rank == 0 else [])]
+    gathered = ranks.gather({file.name: file_digest(file) for file in own})
+    return {name: digest for digests in gathered for name, digest in digests.items()}
+
+
+def check_shards(folder: Path, digests: Mapping[str, str]) -> None:
+    """Raise `ValueError` for a file of `write_shards` that is missing or that has another digest."""
+    if missing := [name for name in digests if not (folder / name).is_file()]:
+        raise ValueError(f"{folder.name}/{missing[0]} is missing")
+    with ThreadPoolExecutor() as threads:
+        found = list(threads.map(lambda name: file_digest(folder / name), digests))
+    for (name, expected), digest in zip(digests.items(), found, strict=True):
+        if digest != expected:
+            raise ValueError(f"{folder.name}/{name} has the digest {digest}, expected {expected}")
 
 
 def join_shards(folder: Path) -> Path:
