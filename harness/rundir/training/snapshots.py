@@ -7,7 +7,8 @@ import shutil
 import time
 import uuid
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -280,19 +281,30 @@ class ShardedSnapshots:
         due, place = self.ranks.from_first((first and self.file.due, folder))
         if not due:
             return
-        kept = state()
-        digests = write_shards(place, {name: kept.pop(name) for name in self.PARTS if name in kept})
-        random = {name: value for name, value in kept.items() if name.startswith("random")}
-        kept |= {"generators": self.ranks.gather(random), SHARDS: place.name}
         stop: StoppedError | None = None
-        if first:
-            try:
-                self.file.keep(step, kept, digests)
-            except StoppedError as error:
-                stop = error
-            remove_shards(place.parent, but=place)
+        with self._removed_on_failure(place, step):
+            kept = state()
+            digests = write_shards(place, {name: kept.pop(name) for name in self.PARTS if name in kept})
+            random = {name: value for name, value in kept.items() if name.startswith("random")}
+            kept |= {"generators": self.ranks.gather(random), SHARDS: place.name}
+            if first:
+                try:
+                    self.file.keep(step, kept, digests)
+                except StoppedError as error:
+                    stop = error
+                remove_shards(place.parent, but=place)
         if (stopped := self.ranks.from_first(stop)) is not None:
             raise stopped
+
+    @contextmanager
+    def _removed_on_failure(self, shards: Path, step: int) -> Generator[None]:
+        """Remove the shards of `step` when this block fails before the file names them; the former snapshot stays as it is."""
+        try:
+            yield
+        except BaseException:
+            if self.ranks.rank == 0 and snapshot_step(shards.parent) != step:
+                shutil.rmtree(shards, ignore_errors=True)
+            raise
 
 
 def snapshot_step(folder: Path) -> int | None:
