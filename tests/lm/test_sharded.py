@@ -20,7 +20,7 @@ from adapters.conformance.small_stage import AdapterUnderTest, train_small_stage
 from harness.adapter import StageContext, make_adapter, registered
 from harness.config.suite import AdapterEntry
 from harness.config.training import Optimizer
-from harness.errors import StoppedError
+from harness.errors import RunError, StoppedError
 from harness.lm.optimiser import Updater
 from harness.lm.ranks import ALONE, Ranks, whole
 from harness.lm.rollouts import make_batches
@@ -28,6 +28,7 @@ from harness.pipeline.processes.rank_processes import leave_group
 from harness.rundir.training.snapshots import FileSnapshots, StopRequest, shared_snapshots
 from tests.support.models import rollout
 from tests.support.processes import start_together
+from tests.support.runs import flip_a_byte
 
 pytestmark = pytest.mark.slow
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -248,6 +249,16 @@ def test_a_stage_stopped_or_killed_on_two_processes_goes_on_with_one_two_and_fou
         assert steps == [1, 2], "it went on after the first step"
         apart = max(float((value - undisturbed[key]).abs().max()) for key, value in found.items())
         assert apart <= bound, (size, apart)
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_a_changed_byte_in_the_shard_of_any_process_is_refused(name: str, several: Path, tmp_path: Path):
+    for number in range(2):
+        folder = shutil.copytree(several / name / "stopped", tmp_path / str(number))
+        (shard,) = folder.glob(f"shards-*/__{number}_*")
+        flip_a_byte(shard)
+        with pytest.raises(RunError, match=rf"snapshot.pt is damaged .*{shard.name}"):
+            FileSnapshots(folder, 60).load()
 
 
 def test_shares_of_a_batch_have_its_weights_and_as_many_batches_each():

@@ -23,6 +23,7 @@ from harness.config.run_spec import RunSpec, identity_of
 from harness.config.suite import Suite
 from harness.config.teacher_identity import full_identity
 from harness.errors import RunError
+from harness.lm.ranks import ALONE
 from harness.pipeline.processes import stop_signals
 from harness.pipeline.processes.stop_signals import stop_on_signals
 from harness.pipeline.run import run
@@ -33,7 +34,7 @@ from harness.rundir.process.progress import Event
 from harness.rundir.schema import Session
 from harness.rundir.stage_folder import stage_folder
 from harness.rundir.store import RunStore, is_finished
-from harness.rundir.training.snapshots import FileSnapshots, StopRequest
+from harness.rundir.training.snapshots import FileSnapshots, ShardedSnapshots, StopRequest
 from tests.support.models import write_yaml
 from tests.support.reports.records import cell_of, manifest_of
 from tests.support.runs import FOLDERS, cells, flip_a_byte
@@ -162,6 +163,42 @@ def test_a_snapshot_with_a_changed_byte_is_refused(tmp_path: Path):
     flip_a_byte(kept.path)
     with pytest.raises(RunError, match=r"snapshot.pt is damaged"):
         kept.load()
+
+
+def several_offered(folder: Path) -> ShardedSnapshots:
+    """Keep a snapshot before step 2 as several processes do, with its tensors in shards."""
+    kept = ShardedSnapshots(FileSnapshots(folder, 0), ALONE)
+    kept.offer(2, lambda: {"student": {"weight": torch.arange(50.0)}})
+    return kept
+
+
+def cut(file: Path) -> None:
+    os.truncate(file, file.stat().st_size // 2)
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+@pytest.mark.parametrize("damage", [flip_a_byte, cut, Path.unlink])
+@pytest.mark.parametrize("name", ["__0_0.distcp", ".metadata"])
+def test_a_file_of_shards_that_is_changed_cut_or_missing_is_refused(
+    name: str, damage: Callable[[Path], None], tmp_path: Path
+):
+    kept = several_offered(tmp_path)
+    assert kept.load() is not None
+    damage(tmp_path / "shards-2" / name)
+    for snapshots in (kept, FileSnapshots(tmp_path, 0)):
+        with pytest.raises(RunError, match=rf"snapshot.pt is damaged \(shards-2/{name} .*; restore it"):
+            snapshots.load()
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_a_snapshot_of_a_version_that_recorded_no_digests_of_shards_loads(tmp_path: Path):
+    kept = several_offered(tmp_path)
+    state = torch.load(kept.file.path, weights_only=True)
+    del state["recorded"]["shards"]
+    torch.save(state, kept.file.path)
+    found = kept.load()
+    assert found is not None
+    assert torch.equal(found["student"]["weight"], torch.arange(50.0))
 
 
 @pytest.mark.parametrize("step", [1, 500])

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from torch.distributed import FileStore  # pyright: ignore[reportPrivateImportUsage]
 
 from adapters.loop import guards, training_loop
 from adapters.loop.training_loop import LoopAdapter
@@ -22,15 +24,22 @@ from adapters.sdft import SDFT
 from harness.config.run_spec import RunSpec
 from harness.config.suite import Suite
 from harness.errors import RunError, TrainingError
+from harness.lm.ranks import ALONE, current_ranks
+from harness.pipeline.processes.rank_processes import join_group, leave_group, loopback
 from harness.pipeline.run import run
 from harness.rundir.process.progress import Event
 from harness.rundir.stage_folder import StageFolder
-from harness.rundir.training.snapshots import NO_SNAPSHOTS, FileSnapshots
+from harness.rundir.training.shards import write_shards
+from harness.rundir.training.snapshots import NO_SNAPSHOTS, FileSnapshots, ShardedSnapshots
 from reports.data.frames import load_frames
 from reports.document.grids import warnings_grid
 from tests.support.models import ScriptedEngine
+from tests.support.processes import start_together
 from tests.support.runs import cells, manifest, steps
 from tests.support.stages import stage
+
+FULL_DISK = Path("/dev/full")  # Linux answers every write to it as a full disk does
+has_full_disk = pytest.mark.skipif(not FULL_DISK.exists(), reason="this system has no file that is always full")
 
 KILLED = """
 import os, signal, sys
@@ -157,6 +166,7 @@ def test_a_full_disk_while_shards_are_joined_leaves_the_snapshot_and_no_part(
 ):
     torch.save({"step": 1, "recorded": {}, "shards": "shards-1"}, tmp_path / "snapshot.pt")
     (tmp_path / "shards-1").mkdir()
+    (tmp_path / "shards-1" / ".metadata").touch()
 
     def full(_: Path, file: Path) -> None:
         file.write_bytes(b"half")
@@ -169,6 +179,90 @@ def test_a_full_disk_while_shards_are_joined_leaves_the_snapshot_and_no_part(
     (tmp_path / ".shards-1.whole").write_bytes(b"what a killed process left")
     FileSnapshots(tmp_path, None).clear()
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+@pytest.mark.parametrize("damage", [lambda file: os.truncate(file, file.stat().st_size // 2), Path.unlink])
+@pytest.mark.parametrize("name", ["__0_0.distcp", ".metadata"])
+def test_shards_that_do_not_load_are_named(name: str, damage: Callable[[Path], None], tmp_path: Path):
+    """Snapshots of earlier versions hold no digests of their shards."""
+    write_shards(tmp_path / "shards-1", {"student": {"weight": torch.arange(50.0)}})
+    FileSnapshots(tmp_path, 0).keep(1, {"shards": "shards-1"})
+    damage(tmp_path / "shards-1" / name)
+    for snapshots in (FileSnapshots(tmp_path, None), ShardedSnapshots(FileSnapshots(tmp_path, None), ALONE)):
+        with pytest.raises(RunError, match=r"snapshot\.pt is damaged .*; restore"):
+            snapshots.load()
+
+
+def offer_of_shards(folder: Path, step: int) -> None:
+    """Offer a snapshot of one tensor that all processes hold, and one of this process's own."""
+    ranks = current_ranks()
+    held = {name: torch.full((50,), float(step)) for name in ("weight", f"of_{ranks.rank}")}
+    ShardedSnapshots(FileSnapshots(folder, 0), ranks).offer(step, lambda: {"student": held})
+
+
+def fill_disk_at(file: Path) -> None:
+    """Let what is written to a file find a full disk."""
+    file.parent.mkdir(exist_ok=True)
+    file.symlink_to(FULL_DISK)
+
+
+def assert_only_snapshot(folder: Path, step: int) -> None:
+    assert sorted(file.name for file in folder.iterdir()) == [f"shards-{step}", "snapshot.pt"]
+    state = FileSnapshots(folder, None).load()
+    assert state is not None
+    assert state["step"] == step
+    assert torch.equal(state["student"]["weight"], torch.full((50,), float(step)))
+
+
+@has_full_disk
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+@pytest.mark.parametrize("name", ["__0_0.distcp", ".metadata.tmp"])
+def test_a_full_disk_while_a_snapshot_of_shards_is_written_leaves_the_former_one_alone(name: str, tmp_path: Path):
+    offer_of_shards(tmp_path, 1)
+    fill_disk_at(tmp_path / "shards-2" / name)
+    with pytest.raises(RunError, match=r"shards-2 could not be written, because the disk is full; .*continues"):
+        offer_of_shards(tmp_path, 2)
+    assert_only_snapshot(tmp_path, 1)
+    offer_of_shards(tmp_path, 2)
+    assert_only_snapshot(tmp_path, 2)
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_a_full_disk_after_the_shards_leaves_the_former_snapshot_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    offer_of_shards(tmp_path, 1)
+    save = torch.save
+
+    def full(value: Any, target: Any) -> None:
+        if isinstance(target, Path):  # the snapshot's own file; shards are written to streams
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(value, target)
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(RunError, match="the disk is full"):
+        offer_of_shards(tmp_path, 2)
+    monkeypatch.undo()
+    assert_only_snapshot(tmp_path, 1)
+
+
+def fill_the_disk_of_the_second(rank: int, folder: Path) -> None:
+    """Keep a snapshot, and have no room for the second process's part of the next one."""
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback())
+    join_group(FileStore(str(folder / "meeting"), 2), rank, 2, "cpu")
+    offer_of_shards(folder / "train", 1)
+    if rank == 1:
+        fill_disk_at(folder / "train" / "shards-2" / "__1_0.distcp")
+    with pytest.raises(RunError, match=r"shards-2 could not be written, because the disk is full; .*continues"):
+        offer_of_shards(folder / "train", 2)
+    leave_group()
+
+
+@has_full_disk
+@pytest.mark.slow
+def test_a_disk_that_is_full_for_one_of_two_processes_is_one_sentence_in_both(tmp_path: Path):
+    (tmp_path / "train").mkdir()
+    start_together(fill_the_disk_of_the_second, 2, tmp_path)
+    assert_only_snapshot(tmp_path / "train", 1)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_weights_before_it(

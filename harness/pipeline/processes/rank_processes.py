@@ -26,9 +26,12 @@ from torch.distributed import FileStore, Store  # pyright: ignore[reportPrivateI
 from harness import errors
 from harness.errors import HarnessError, RunError, StoppedError
 from harness.pipeline.processes.end_with_parent import end_with_parent
+from harness.pipeline.processes.rank_watch import OtherEndedError, RankWatch
 from harness.pipeline.processes.stop_signals import SIGNALS
 
 PATIENCE = timedelta(minutes=30)  # until the slowest process reaches the others; `Ranks.from_first` waits longer
+# Seconds to wait for why another process failed.
+AFTER_A_LOSS, AFTER_AN_ERROR = 10.0, 2.0
 CAUSE = "cause"
 PAUSE = 0.1  # seconds
 Train = Callable[[str, Path], object]  # trains on a device; the folder is for files of the process
@@ -38,7 +41,7 @@ Train = Callable[[str, Path], object]  # trains on a device; the folder is for f
 def several_processes(count: int, device: str, train: Train) -> Generator[None]:
     """Train a stage in `count` processes: this one trains in the block, the others call `train`, which is pickled for them.
 
-    Raises `RunError` for more processes than GPUs, and the error of a process that failed.
+    Raises `RunError` for more processes than GPUs and for a process that was killed, and the error of a process that failed.
     """
     if device != "cpu" and torch.cuda.device_count() < count:
         raise RunError(
@@ -48,14 +51,12 @@ def several_processes(count: int, device: str, train: Train) -> Generator[None]:
         others: Any = multiprocessing.start_processes(  # pyright: ignore[reportPrivateImportUsage]
             _follow, (count, device, meeting, train), nprocs=count - 1, join=False, daemon=True, start_method="spawn"
         )
-        try:
-            with first_of_group(_store(meeting, count), count, device if device == "cpu" else "cuda:0"):
-                yield
-                while not others.join(timeout=1):  # raises where another process failed after its last step
-                    pass
-        finally:
-            for process in others.processes:
-                process.kill()
+        with (
+            RankWatch(others.processes, others.error_files) as watch,
+            first_of_group(_store(meeting, count), count, device if device == "cpu" else "cuda:0", watch),
+        ):
+            yield
+            watch.wait()
 
 
 def _follow(place: int, count: int, device: str, meeting: str, train: Train) -> None:
@@ -81,20 +82,72 @@ def _follow(place: int, count: int, device: str, meeting: str, train: Train) -> 
 
 
 @contextmanager
-def first_of_group(store: Store, count: int, device: str) -> Generator[None]:
-    """Be the first of `count` processes in this block; raises the error of another process that failed."""
+def first_of_group(store: Store, count: int, device: str, watch: RankWatch | None = None) -> Generator[None]:
+    """Be the first of `count` processes in this block; raises the error of another process that failed.
+
+    `watch` watches the others, where this process started them.
+    """
     try:
+        if watch is not None:
+            _wait_for_others(store, count, watch)
         join_group(store, 0, count, device)
         yield
-    except HarnessError:
-        raise
     except Exception as error:
-        # When one process fails, the others fail too, because they lose it; the store holds the first error.
-        if (cause := read_cause(store)) is not None:
-            raise cause from error
-        raise
+        # When one process fails, the others fail too, because they lose it.
+        forced, own = watch is not None and watch.ended_waits, isinstance(error, HarnessError)
+        if own and not forced:
+            raise
+        lost = forced or _is_loss(error)
+        cause = _cause(store, watch, lost)
+        if cause is None and lost:
+            cause = RunError(
+                f"another of the {count} processes ended without an error of its own; what it printed last says why, then "
+                "the same command continues"
+            )
+        if cause is None or (own and type(cause) is type(error)):
+            raise
+        raise cause from error
     finally:
         leave_group()
+
+
+def _wait_for_others(store: Store, count: int, watch: RankWatch) -> None:
+    """Wait until all processes are about to join: while it joins, the first one would wait for a dead process in vain.
+
+    Raises `OtherEndedError` where one ended, and `RunError` where one takes too long.
+    """
+    names, until = [_about_to_join(rank) for rank in range(1, count)], time.monotonic() + PATIENCE.total_seconds()
+    while not store.check(names):
+        watch.check()
+        if time.monotonic() > until:
+            raise RunError(
+                f"not all of the {count} processes started within {PATIENCE.total_seconds() / 60:g} minutes; look at what "
+                "else this machine does, then the same command continues"
+            )
+        time.sleep(PAUSE)
+
+
+def _is_loss(error: Exception) -> bool:
+    """Return whether an error says that another process is gone: one of ours, NCCL's, or gloo's, which has no type."""
+    gloos = any(word in str(error) for word in ("by peer", "Broken pipe"))
+    return isinstance(error, OtherEndedError | distributed.DistError) or (isinstance(error, RuntimeError) and gloos)
+
+
+def _cause(store: Store, watch: RankWatch | None, lost: bool) -> Exception | None:
+    """Return why another process failed, None where it does not say; waits for a process that is about to end.
+
+    `lost` says that this process misses another. If it does not, an unforeseen error of another is no cause of its own one.
+    """
+    until = time.monotonic() + (AFTER_A_LOSS if lost else AFTER_AN_ERROR)
+    while True:
+        if (written := read_cause(store)) is not None:
+            return written
+        seen = None if watch is None else watch.cause
+        if isinstance(seen, RunError) or (lost and seen is not None and not _is_loss(seen)):
+            return seen
+        if time.monotonic() > until:
+            return seen if lost else None
+        time.sleep(PAUSE)
 
 
 def leave_group() -> None:
@@ -114,6 +167,7 @@ def join_group(store: Store, rank: int, count: int, device: str) -> None:
     if device != "cpu":
         torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl"
+    store.set(_about_to_join(rank), "")
     distributed.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=PATIENCE)
 
 
@@ -123,13 +177,11 @@ def write_cause(store: Store, error: HarnessError) -> None:
 
 
 def read_cause(store: Store) -> HarnessError | None:
-    """Return the error that another process wrote, or None; waits 2 seconds for a process that is about to write it."""
-    for _ in range(20):
-        if store.check([CAUSE]):
-            found = json.loads(store.get(CAUSE))
-            return getattr(errors, found["kind"], RunError)(found["sentence"])
-        time.sleep(0.1)
-    return None
+    """Return the error that another process wrote, or None."""
+    if not store.check([CAUSE]):
+        return None
+    found = json.loads(store.get(CAUSE))
+    return getattr(errors, found["kind"], RunError)(found["sentence"])
 
 
 def loopback() -> str:
@@ -138,6 +190,11 @@ def loopback() -> str:
         name for name, found in psutil.net_if_addrs().items() if any(each.address == "127.0.0.1" for each in found)
     )
     return next(named, "lo")
+
+
+def _about_to_join(rank: int) -> str:
+    """Return the key that a process sets in the store before it joins."""
+    return f"joins{rank}"
 
 
 def _store(meeting: str, count: int) -> Store:

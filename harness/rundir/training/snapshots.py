@@ -7,7 +7,8 @@ import shutil
 import time
 import uuid
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,7 +31,7 @@ from harness.rundir.files import (
     replace_file,
     sync,
 )
-from harness.rundir.training.shards import join_shards, read_whole, write_shards
+from harness.rundir.training.shards import check_shards, join_shards, read_whole, write_shards
 
 
 class Snapshots(Protocol):
@@ -115,14 +116,17 @@ class FileSnapshots:
         state = self.read()
         if state is None or SHARDS not in state:
             return state
-        file = self.join(state.pop(SHARDS))
+        file = self.join(*state.pop(SHARDS))
         try:
             return {**state, **read_whole(file)}
         finally:
             file.unlink()
 
     def read(self, *, mapped: bool = False) -> dict[str, Any] | None:
-        """Return the state in the file, as `load` does; the tensors of several processes stay in shards, which it names."""
+        """Return the state in the file, as `load` does; the tensors of several processes stay in shards.
+
+        For those it holds the arguments of `join`.
+        """
         self.stop.waited_for = self.minutes is not None
         if not self.path.is_file():
             return None
@@ -147,6 +151,9 @@ class FileSnapshots:
                     f"{log} does not hold the {state['step']} steps before the snapshot; restore it from a copy, or move "
                     f"{self.path.parent} away to train the stage again"
                 )
+        if SHARDS in state:
+            # Earlier versions recorded no digests of shards.
+            state[SHARDS] = state[SHARDS], recorded.get(SHARDS, {})
         return state
 
     def offer(self, step: int, state: Callable[[], dict[str, Any]]) -> None:
@@ -167,13 +174,16 @@ class FileSnapshots:
             return False
         return bool(self.stop.signal) or time.monotonic() - self.last >= 60 * self.minutes
 
-    def keep(self, step: int, state: Mapping[str, Any]) -> None:
-        """Replace the snapshot; after a signal, wait until a store has it too, and raise `StoppedError`."""
+    def keep(self, step: int, state: Mapping[str, Any], shards: Mapping[str, str] | None = None) -> None:
+        """Replace the snapshot; after a signal, wait until a store has it too, and raise `StoppedError`.
+
+        `shards` holds the digests of the files in the folder of shards that the state names.
+        """
         logs = (*self.logs, self.curve)
         for log in logs:
             if log.is_file():
                 sync(log)
-        recorded = {"inputs": self.inputs, **{log.name: _digest_of(log) for log in logs}}
+        recorded = {"inputs": self.inputs, **{log.name: _digest_of(log) for log in logs}, SHARDS: dict(shards or {})}
         replace_file(self.path, lambda path: torch.save({"step": step, "recorded": recorded, **state}, path))
         self.last = time.monotonic()
         if self.uploads is not None:
@@ -189,10 +199,14 @@ class FileSnapshots:
         """Remove the snapshot of a finished stage."""
         remove_snapshot(self.path.parent)
 
-    def join(self, shards: str) -> Path:
-        """Return a file with the whole tensors of the shards; the caller removes it."""
+    def join(self, shards: str, digests: Mapping[str, str]) -> Path:
+        """Return a file with the whole tensors of a folder of shards; the caller removes it.
+
+        Raises `RunError` for a file in the folder that is missing or damaged.
+        """
         try:
-            return join_shards(self.path.with_name(shards))
+            check_shards(folder := self.path.with_name(shards), digests)
+            return join_shards(folder)
         except RunError:
             raise
         except Exception as error:
@@ -222,8 +236,8 @@ def shared_snapshots(snapshots: FileSnapshots) -> Snapshots:
 class ShardedSnapshots:
     """Snapshots of several processes: the first one decides when and writes the file, each writes its shard of the tensors.
 
-    The file names the folder of the shards. Any number of processes can continue from it; the same number continues with
-    bit-identical weights.
+    The file names the folder of the shards and holds the digests of all files in it. Any number of processes can continue from
+    it; the same number continues with bit-identical weights.
     """
 
     PARTS = ("student", "updater", "reference")
@@ -255,7 +269,7 @@ class ShardedSnapshots:
     def _read(self) -> tuple[dict[str, Any] | None, Path]:
         """Return the state without tensors, and the file that has them whole."""
         state = self.file.read(mapped=True)
-        file = self.file.join(state.pop(SHARDS)) if state and SHARDS in state else self.file.path
+        file = self.file.join(*state.pop(SHARDS)) if state and SHARDS in state else self.file.path
         return state and {name: value for name, value in state.items() if name not in self.PARTS}, file
 
     def offer(self, step: int, state: Callable[[], dict[str, Any]]) -> None:
@@ -267,19 +281,30 @@ class ShardedSnapshots:
         due, place = self.ranks.from_first((first and self.file.due, folder))
         if not due:
             return
-        kept = state()
-        write_shards(place, {name: kept.pop(name) for name in self.PARTS if name in kept})
-        random = {name: value for name, value in kept.items() if name.startswith("random")}
-        kept |= {"generators": self.ranks.gather(random), SHARDS: place.name}
         stop: StoppedError | None = None
-        if first:
-            try:
-                self.file.keep(step, kept)
-            except StoppedError as error:
-                stop = error
-            remove_shards(place.parent, but=place)
+        with self._removed_on_failure(place, step):
+            kept = state()
+            digests = write_shards(place, {name: kept.pop(name) for name in self.PARTS if name in kept})
+            random = {name: value for name, value in kept.items() if name.startswith("random")}
+            kept |= {"generators": self.ranks.gather(random), SHARDS: place.name}
+            if first:
+                try:
+                    self.file.keep(step, kept, digests)
+                except StoppedError as error:
+                    stop = error
+                remove_shards(place.parent, but=place)
         if (stopped := self.ranks.from_first(stop)) is not None:
             raise stopped
+
+    @contextmanager
+    def _removed_on_failure(self, shards: Path, step: int) -> Generator[None]:
+        """Remove the shards of `step` when this block fails before the file names them; the former snapshot stays as it is."""
+        try:
+            yield
+        except BaseException:
+            if self.ranks.rank == 0 and snapshot_step(shards.parent) != step:
+                shutil.rmtree(shards, ignore_errors=True)
+            raise
 
 
 def snapshot_step(folder: Path) -> int | None:
