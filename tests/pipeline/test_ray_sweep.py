@@ -343,6 +343,24 @@ def test_one_run_trains_over_two_nodes_also_when_one_is_lost(nodes: Nodes, tmp_p
         sweep_on_ray(plan_runs(three, ["opd"], [0], "default", tmp_path / "ray"), nodes.address, silent)
 
 
+def test_a_node_that_shares_no_folder_with_the_first_one_of_its_run_is_named(tmp_path: Path):
+    if subprocess.run([*UNSHARE, "true"], capture_output=True).returncode:
+        pytest.skip("a node with a disk of its own needs mount namespaces")
+    out = tmp_path / "runs"
+    out.mkdir()
+    changes: dict[str, Any] = {"parallel": {"processes": 2}, "resources": {"nodes": 2}}
+    stored = suite(tmp_path, adapters={"opd": {}}, storage=f"file://{tmp_path}/bucket", **changes)
+    nodes = Nodes(second=False)
+    apart = NodeApart(nodes.address, out, tmp_path / "apart")
+    try:
+        wait_for(lambda: sum(node["Alive"] for node in nodes.cluster.global_state.node_table()) == 2)
+        with pytest.raises(RunError, match=r"^micro opd seed 0: node \S+ does not see .*the 2 nodes share"):
+            sweep_on_ray(plan_runs(stored, ["opd"], [0], "default", out), nodes.address, silent)
+    finally:
+        apart.kill()
+        nodes.cluster.shutdown()
+
+
 def test_a_run_asks_for_a_gpu_for_each_of_its_processes(tmp_path: Path):
     import ray  # pyright: ignore[reportMissingImports]
 
