@@ -124,7 +124,7 @@ class ServedEngine:
         else:
             with _shared_copy(checkpoint, self.backend.shared_folder) as folder:
                 place = str(folder.absolute())  # a server has a working directory of its own
-                self._command("/collective_rpc", {"method": "take_weights", "kwargs": {"folder": place}})
+                self._command("/collective_rpc", {"method": "take_weights", "kwargs": {"folder": place}}, self._access)
         self._check_hand_over()
         self.weights = weights
 
@@ -216,16 +216,37 @@ class ServedEngine:
             "logprobs": 0, "return_token_ids": True, "skip_special_tokens": False, **PLAIN,
         }  # fmt: skip
 
-    def _command(self, path: str, body: dict[str, Any]) -> None:
-        """Send a command to every replica, one after the other."""
+    def _command(self, path: str, body: dict[str, Any], advice: str = "check its log") -> None:
+        """Send a command to every replica, one after the other; `advice` is what to do if a replica fails at it."""
+        from harness.lm.replicas import WrongAnswersError
+
         for number, url in enumerate(self.replicas.urls, start=1):
             try:
                 self.replicas.command(url, path, body)
+            except WrongAnswersError as error:
+                raise RunError(
+                    f"rollout server {number} at {url} did not take new weights: each of its "
+                    f"{self.replicas.patience.wrong_answers} answers was a failure, the last one {error.last}; {advice}; the "
+                    "same command continues from the last snapshot"
+                ) from error
             except TrainingError as error:
                 raise RunError(
                     f"rollout server {number} did not take new weights ({error}); start the servers with "
                     f"VLLM_SERVER_DEV_MODE=1 and --worker-extension-cls {EXTENSION}"
                 ) from error
+
+    @property
+    def _access(self) -> str:
+        """What to do if a server cannot read the weights in the folder."""
+        if (shared := self.backend.shared_folder) is None:
+            return (
+                "check its log, and if it runs on another machine or as another user, set vllm_server.shared_folder to a "
+                "folder that it sees under the same path"
+            )
+        return (
+            f"check its log, and that it sees {shared.absolute()} (vllm_server.shared_folder) under the same path and may "
+            "read it"
+        )
 
 
 @contextmanager
@@ -237,6 +258,9 @@ def _shared_copy(checkpoint: Path, shared: Path | None) -> Generator[Path]:
     folder = shared / f"{own_prefix()}{uuid.uuid4().hex}"
     try:
         shutil.copytree(checkpoint, folder)
+        # The copy has the modes of its source, which may be a private folder. Who sees it is decided by `shared`.
+        for path in (folder, *folder.rglob("*")):
+            path.chmod(path.stat().st_mode | (0o055 if path.is_dir() else 0o044))
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)

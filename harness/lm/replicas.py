@@ -16,9 +16,11 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_aft
 
 from harness.errors import ConfigError, TrainingError
 from harness.lm.completions import AnswerError
+from harness.lm.outages import Outages
 
 Result = TypeVar("Result")
 RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504})  # HTTP statuses
+FAILED = 500
 QUOTED_CHARACTERS = 200  # characters of a server's error message
 log = logging.getLogger(__name__)
 
@@ -26,9 +28,21 @@ log = logging.getLogger(__name__)
 class UnavailableError(Exception):
     """A server that cannot answer now: no connection, a timeout, or a status in RETRIED; `wait` is its Retry-After in s."""
 
-    def __init__(self, sentence: str, wait: float = 0.0) -> None:
+    def __init__(self, url: str, found: str, wait: float = 0.0) -> None:
+        super().__init__(f"{url}: {found}")
+        self.found, self.wait = found, wait
+
+
+class FailedError(UnavailableError):
+    """A server that failed at a request: status 500."""
+
+
+class WrongAnswersError(TrainingError):
+    """A server whose answers to one request were wrong too often; `last` says what was wrong with the last one."""
+
+    def __init__(self, sentence: str, last: str) -> None:
         super().__init__(sentence)
-        self.wait = wait
+        self.last = last
 
 
 @dataclass(frozen=True)
@@ -58,6 +72,7 @@ class Replicas:
             limits=httpx.Limits(max_connections=workers, max_keepalive_connections=workers),
         )  # fmt: skip
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix=self.role)
+        self._outages = Outages()
 
     def post_all(self, path: str, bodies: Sequence[Any], read: Callable[[Any, Any], Result]) -> list[Result]:
         """Return `read(body, answer)` for each body, in order; a failed try continues at the next replica.
@@ -86,22 +101,8 @@ class Replicas:
         `attempt` raises `AnswerError` for an answer that must be requested again. Raises `TrainingError` if the retries end,
         or if a server refuses a request.
         """
-        tries, wrong = count(first), count(1)
-
-        def once() -> Result:
-            url = self.urls[next(tries) % len(self.urls)]
-            try:
-                return attempt(url)
-            except AnswerError as error:
-                log.warning("%s: %s", url, error)
-                if next(wrong) < self.patience.wrong_answers:
-                    raise
-                raise TrainingError(
-                    f"the {self.role} gave {self.patience.wrong_answers} wrong answers to one request, the last one at {url}: "
-                    f"{error}; check the server's log, then run the same command again to continue from the last snapshot"
-                ) from error
-
-        return self._retry(once)
+        tries = count(first)
+        return self._retry(attempt, lambda: self.urls[next(tries) % len(self.urls)])
 
     def ask(self, url: str, path: str, body: Any) -> Any:
         """Return one replica's JSON answer without retries; raises `AnswerError`, `UnavailableError` or `TrainingError`."""
@@ -109,16 +110,23 @@ class Replicas:
 
     def get(self, url: str, path: str) -> Any:
         """Return the JSON at a path of one replica."""
-        return self._retry(lambda: self._send("GET", url + path))
+        return self._retry(lambda each: self._send("GET", each + path), lambda: url)
 
     def command(self, url: str, path: str, body: Any) -> None:
-        """Send a command to one replica and ignore its answer, which may be empty."""
+        """Send a command to one replica and ignore its answer, which may be empty.
 
-        def attempt() -> None:
-            with suppress(AnswerError):
-                self._send("POST", url + path, body)
+        A status 500 is a wrong answer: a command that the server cannot carry out does not succeed later. Raises
+        `WrongAnswersError` for too many of them.
+        """
 
-        self._retry(attempt)
+        def attempt(each: str) -> None:
+            try:
+                with suppress(AnswerError):
+                    self._send("POST", each + path, body)
+            except FailedError as error:
+                raise AnswerError(error.found) from error
+
+        self._retry(attempt, lambda: url)
 
     def close(self) -> None:
         """Close the connections, which also ends requests that are being retried."""
@@ -128,12 +136,35 @@ class Replicas:
     def _asking(self, path: str, body: Any, read: Callable[[Any, Any], Result]) -> Callable[[str], Result]:
         return lambda url: read(body, self.ask(url, path, body))
 
-    def _retry(self, attempt: Callable[[], Result]) -> Result:
-        pause = wait_random_exponential(multiplier=0.25, max=self.patience.longest_pause)
+    def _retry(self, attempt: Callable[[str], Result], choose: Callable[[], str]) -> Result:
+        """Return the result of `attempt` with an address of `choose`, which is called for each try."""
+        pause, wrong, url = wait_random_exponential(multiplier=0.25, max=self.patience.longest_pause), count(1), ""
+
+        def once() -> Result:
+            nonlocal url
+            url = choose()
+            try:
+                result = attempt(url)
+            except AnswerError as error:
+                log.warning("%s: %s", url, error)
+                if next(wrong) < self.patience.wrong_answers:
+                    raise
+                raise WrongAnswersError(
+                    f"the {self.role} gave {self.patience.wrong_answers} wrong answers to one request, the last one at {url}: "
+                    f"{error}; check the server's log, then run the same command again to continue from the last snapshot",
+                    str(error),
+                ) from error
+            self._outages.answered(url)
+            return result
 
         def wait(state: RetryCallState) -> float:
             requested = getattr(state.outcome and state.outcome.exception(), "wait", 0.0)
             return max(pause(state), min(requested, self.patience.longest_pause))
+
+        def warn(state: RetryCallState) -> None:
+            error = state.outcome and state.outcome.exception()
+            if isinstance(error, UnavailableError) and self._outages.begin(url):
+                log.warning("%s; the %s is asked again for up to %g seconds", error, self.role, self.patience.deadline)
 
         def give_up(state: RetryCallState) -> Any:
             error = state.outcome and state.outcome.exception()
@@ -144,7 +175,7 @@ class Replicas:
 
         again = retry_if_exception_type((UnavailableError, AnswerError))
         stop = stop_after_delay(self.patience.deadline)
-        return Retrying(retry=again, wait=wait, stop=stop, retry_error_callback=give_up)(attempt)
+        return Retrying(retry=again, wait=wait, stop=stop, before_sleep=warn, retry_error_callback=give_up)(once)
 
     def _send(self, method: str, url: str, body: Any = None) -> Any:
         try:
@@ -154,9 +185,10 @@ class Replicas:
                 f"{url} is not a URL ({error}); give {self.role} an address like http://host:8000"
             ) from error
         except httpx.HTTPError as error:
-            raise UnavailableError(f"{url}: {type(error).__name__} {error}".strip()) from error
+            raise UnavailableError(url, f"{type(error).__name__} {error}".strip()) from error
         if response.status_code in RETRIED:
-            raise UnavailableError(f"{url}: status {response.status_code} {_message(response)}", _retry_after(response))
+            kind = FailedError if response.status_code == FAILED else UnavailableError
+            raise kind(url, f"status {response.status_code} {_message(response)}".strip(), _retry_after(response))
         if response.status_code >= 400:
             raise TrainingError(
                 f"the {self.role} at {url} refused the request with status {response.status_code}: {_message(response)}"

@@ -1,0 +1,78 @@
+"""Requests to servers: what is retried and for how long, and what the user hears of it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from harness.errors import TrainingError
+from harness.lm import outages
+from harness.lm.replicas import Patience, Replicas, WrongAnswersError
+from tests.support.servers.fake_server import serving
+
+
+class Scripted:
+    """Answers with the statuses that are told, one after the other, and then with 200."""
+
+    def __init__(self, *statuses: int) -> None:
+        self.statuses, self.requests = list(statuses), 0
+
+    def answer(self, path: str, body: Any) -> tuple[int, Any]:
+        self.requests += 1
+        status = self.statuses.pop(0) if self.statuses else 200
+        return status, {"path": path} if status == 200 else {"error": {"message": "No such folder"}}
+
+
+@contextmanager
+def asking(server: Scripted, deadline: float = 300.0) -> Generator[Replicas]:
+    with serving(server) as url:
+        replicas = Replicas((url,), Patience(60.0, deadline, longest_pause=0.01), 4)
+        yield replicas
+        replicas.close()
+
+
+def paths(replicas: Replicas, count: int) -> list[str]:
+    return replicas.post_all("/score", [{}] * count, lambda _, answer: answer["path"])
+
+
+def test_a_command_that_fails_at_the_server_ends_after_few_tries_while_outages_and_requests_for_scores_are_retried():
+    server = Scripted(*[503] * 12, 500, 502, 500)
+    with asking(server) as replicas:
+        replicas.command(replicas.urls[0], "/take", {})
+        assert server.requests == 16
+        server.statuses = [500] * 40
+        assert paths(replicas, 1) == ["/score"]
+        assert server.requests == 57
+        server.statuses = [500] * 1000
+        with pytest.raises(WrongAnswersError, match="status 500 No such folder") as caught:
+            replicas.command(replicas.urls[0], "/take", {})
+    assert caught.value.last == "status 500 No such folder"
+    assert server.requests == 57 + replicas.patience.wrong_answers
+
+
+def test_an_outage_is_one_warning_when_its_first_request_is_tried_again(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    server = Scripted(*[503] * 20)
+    with asking(server) as replicas, caplog.at_level(logging.WARNING):
+        assert paths(replicas, 8) == ["/score"] * 8
+        (record,) = caplog.records
+        said = record.getMessage()
+        assert replicas.urls[0] in said
+        assert all(part in said for part in ("status 503 No such folder", "teacher", "300 seconds"))
+        server.statuses = [503]
+        paths(replicas, 1)
+        assert len(caplog.records) == 1, "failures within a minute are one outage"
+        monkeypatch.setattr(outages, "QUIET", 0.0)
+        paths(replicas, 1)
+        server.statuses = [429]
+        paths(replicas, 1)
+        assert "status 429" in caplog.records[1].getMessage()
+    with asking(Scripted(503), deadline=0.0) as replicas, caplog.at_level(logging.WARNING):
+        with pytest.raises(TrainingError, match="503"):
+            paths(replicas, 1)
+        assert len(caplog.records) == 2, "an error without another try is no warning too"
