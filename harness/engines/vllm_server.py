@@ -185,10 +185,10 @@ class ServedEngine:
 
     def close(self) -> None:
         """Close the connections; the servers keep running."""
-        if self.transfer is not None:
-            self.transfer.close()
         for replicas in (self.replicas, *self._single):
             replicas.close()
+        if self.transfer is not None:
+            self.transfer.close()
 
     def _refuse_other_weights(self) -> None:
         """Raise `RunError` if a replica does not score the probe as the first one did after the last hand-over."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -12,15 +13,25 @@ from itertools import count
 from typing import Any, TypeVar
 
 import httpx
-from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_all,
+    retry_if_exception_type,
+    sleep_using_event,
+    stop_after_delay,
+    wait_random_exponential,
+)
 
 from harness.errors import ConfigError, TrainingError
 from harness.lm.completions import AnswerError
+from harness.lm.connections import Connections
 from harness.lm.outages import Outages
 
 Result = TypeVar("Result")
 RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504})  # HTTP statuses
 FAILED = 500
+LONGEST_CONNECT = 30.0  # seconds; `close` cannot wake a thread that still connects
 QUOTED_CHARACTERS = 200  # characters of a server's error message
 log = logging.getLogger(__name__)
 
@@ -67,12 +78,13 @@ class Replicas:
 
     def __post_init__(self) -> None:
         workers = self.concurrency * len(self.urls)
+        limit = self.patience.timeout
         self._client = httpx.Client(
-            timeout=self.patience.timeout, headers=dict(self.headers), trust_env=False,
+            timeout=httpx.Timeout(limit, connect=min(limit, LONGEST_CONNECT)), headers=dict(self.headers), trust_env=False,
             limits=httpx.Limits(max_connections=workers, max_keepalive_connections=workers),
         )  # fmt: skip
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix=self.role)
-        self._outages = Outages()
+        self._outages, self._connections, self._closed = Outages(), Connections(), threading.Event()
 
     def post_all(self, path: str, bodies: Sequence[Any], read: Callable[[Any, Any], Result]) -> list[Result]:
         """Return `read(body, answer)` for each body, in order; a failed try continues at the next replica.
@@ -129,8 +141,13 @@ class Replicas:
         self._retry(attempt, lambda: url)
 
     def close(self) -> None:
-        """Close the connections, which also ends requests that are being retried."""
+        """Close the connections, which ends all requests: those in flight, and those that wait for their next try.
+
+        Else their threads, which Python joins at its end, would keep the process alive until the requests time out.
+        """
+        self._closed.set()
         self._pool.shutdown(wait=False, cancel_futures=True)
+        self._connections.end()
         self._client.close()
 
     def _asking(self, path: str, body: Any, read: Callable[[Any, Any], Result]) -> Callable[[str], Result]:
@@ -173,13 +190,15 @@ class Replicas:
                 f"({error}); start its server again, then run the same command again to continue from the last snapshot"
             ) from error
 
-        again = retry_if_exception_type((UnavailableError, AnswerError))
-        stop = stop_after_delay(self.patience.deadline)
-        return Retrying(retry=again, wait=wait, stop=stop, before_sleep=warn, retry_error_callback=give_up)(once)
+        again = retry_all(retry_if_exception_type((UnavailableError, AnswerError)), lambda _: not self._closed.is_set())
+        stop, sleep = stop_after_delay(self.patience.deadline), sleep_using_event(self._closed)
+        return Retrying(
+            retry=again, wait=wait, stop=stop, sleep=sleep, before_sleep=warn, retry_error_callback=give_up
+        )(once)
 
     def _send(self, method: str, url: str, body: Any = None) -> Any:
         try:
-            response = self._client.request(method, url, json=body)
+            response = self._client.request(method, url, json=body, extensions={"trace": self._connections.note})
         except httpx.InvalidURL as error:
             raise ConfigError(
                 f"{url} is not a URL ({error}); give {self.role} an address like http://host:8000"

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Any
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Event, Semaphore, Thread
+from typing import Any, ClassVar
 
 import pytest
 
@@ -76,3 +81,62 @@ def test_an_outage_is_one_warning_when_its_first_request_is_tried_again(
         with pytest.raises(TrainingError, match="503"):
             paths(replicas, 1)
         assert len(caplog.records) == 2, "an error without another try is no warning too"
+
+
+class Stuck(BaseHTTPRequestHandler):
+    """Never answers `/never`, asks `/later` to come back in an hour, and refuses any other request once both are there."""
+
+    protocol_version = "HTTP/1.1"
+    arrived: ClassVar[Semaphore] = Semaphore(0)
+    ended: ClassVar[Event] = Event()
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        if self.path == "/never":
+            self.arrived.release()
+            self.ended.wait()
+            self.close_connection = True
+            return
+        if self.path == "/refused":
+            for _ in range(2):
+                self.arrived.acquire()
+        self.send_response(503 if self.path == "/later" else 400)
+        self.send_header("retry-after", "3600")
+        self.send_header("content-length", "0")
+        self.end_headers()
+        if self.path == "/later":
+            self.arrived.release()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+ASKS = """
+import sys
+from harness.lm.replicas import Patience, Replicas
+
+replicas = Replicas((sys.argv[1],), Patience(timeout=120.0, deadline=3600.0, longest_pause=120.0), 3)
+def asking(path):
+    return lambda url: replicas.ask(url, path, {})
+try:
+    replicas.all_in_turn([asking(path) for path in ("/refused", "/never", "/later")])
+finally:
+    replicas.close()
+"""
+
+
+def test_a_process_ends_with_its_error_and_not_with_the_requests_that_are_in_flight_or_wait():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Stuck)
+    server.daemon_threads = True
+    Thread(target=server.serve_forever, daemon=True).start()
+    command = [sys.executable, "-c", ASKS, f"http://127.0.0.1:{server.server_address[1]}"]
+    begun = time.monotonic()
+    try:
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    finally:
+        Stuck.ended.set()
+        server.shutdown()
+        server.server_close()
+    assert time.monotonic() - begun < 60
+    assert "refused the request with status 400" in ended.stderr.splitlines()[-1]
+    assert "/never" not in ended.stderr, "a request that was ended by `close` is no outage"
