@@ -225,9 +225,8 @@ class ServedEngine:
                 self.replicas.command(url, path, body)
             except WrongAnswersError as error:
                 raise RunError(
-                    f"rollout server {number} at {url} did not take new weights: each of its "
-                    f"{self.replicas.patience.wrong_answers} answers was a failure, the last one {error.last}; {advice}; the "
-                    "same command continues from the last snapshot"
+                    f"rollout server {number} at {url} did not take new weights: it answered {error.last}; {advice}; "
+                    "the same command continues from the last snapshot"
                 ) from error
             except TrainingError as error:
                 raise RunError(

@@ -8,6 +8,7 @@ vLLM's workers load it.
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
 
@@ -16,6 +17,9 @@ class WeightsInPlace:
 
     def take_weights(self: Any, folder: str) -> None:
         """Load a checkpoint of the same architecture from a folder that the server sees."""
+        if not os.access(folder, os.R_OK | os.X_OK):
+            # vLLM would take the path for the name of a repository.
+            raise FileNotFoundError(f"the server does not see the folder {folder}, or may not read it")
         self.reload_weights(weights_path=folder)
         prepare_output_layer(self.get_model())
 

@@ -155,22 +155,19 @@ class Replicas:
 
     def _retry(self, attempt: Callable[[str], Result], choose: Callable[[], str]) -> Result:
         """Return the result of `attempt` with an address of `choose`, which is called for each try."""
-        pause, wrong, url = wait_random_exponential(multiplier=0.25, max=self.patience.longest_pause), count(1), ""
+        pause, wrong, url = wait_random_exponential(multiplier=0.25, max=self.patience.longest_pause), 0, ""
 
         def once() -> Result:
-            nonlocal url
+            nonlocal url, wrong
             url = choose()
             try:
                 result = attempt(url)
             except AnswerError as error:
                 log.warning("%s: %s", url, error)
-                if next(wrong) < self.patience.wrong_answers:
+                wrong += 1
+                if wrong < self.patience.wrong_answers:
                     raise
-                raise WrongAnswersError(
-                    f"the {self.role} gave {self.patience.wrong_answers} wrong answers to one request, the last one at {url}: "
-                    f"{error}; check the server's log, then run the same command again to continue from the last snapshot",
-                    str(error),
-                ) from error
+                raise self._wrong_answers(wrong, url, error) from error
             self._outages.answered(url)
             return result
 
@@ -185,6 +182,8 @@ class Replicas:
 
         def give_up(state: RetryCallState) -> Any:
             error = state.outcome and state.outcome.exception()
+            if isinstance(error, AnswerError):
+                raise self._wrong_answers(wrong, url, error) from error
             raise TrainingError(
                 f"the {self.role} did not answer within {self.patience.deadline:g} seconds and {state.attempt_number} tries "
                 f"({error}); start its server again, then run the same command again to continue from the last snapshot"
@@ -195,6 +194,14 @@ class Replicas:
         return Retrying(
             retry=again, wait=wait, stop=stop, sleep=sleep, before_sleep=warn, retry_error_callback=give_up
         )(once)
+
+    def _wrong_answers(self, number: int, url: str, last: AnswerError) -> WrongAnswersError:
+        answers = "a wrong answer" if number == 1 else f"{number} wrong answers"
+        return WrongAnswersError(
+            f"the {self.role} gave {answers} to one request, the last one at {url}: {last}; check the server's log, then run "
+            "the same command again to continue from the last snapshot",
+            str(last),
+        )
 
     def _send(self, method: str, url: str, body: Any = None) -> Any:
         try:

@@ -31,7 +31,7 @@ def test_weights_that_a_server_cannot_read_end_soon_with_its_answer_and_the_fold
     server, own = ElsewhereServer(student_folder), {"shared_folder": str(tmp_path)} if shared else {}
     with serving(server) as url:
         backend = VLLMServer.model_validate({"urls": [url], "deadline": 600, **own})
-        with pytest.raises(RunError, match="No such folder: /nowhere") as caught:
+        with pytest.raises(RunError, match="not see the folder /nowhere") as caught:
             backend.start(student_folder, EngineSite("cpu", "float32", 1, tmp_path / "log.txt"))
     said = str(caught.value)
     assert url in said

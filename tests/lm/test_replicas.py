@@ -57,6 +57,8 @@ def test_a_command_that_fails_at_the_server_ends_after_few_tries_while_outages_a
             replicas.command(replicas.urls[0], "/take", {})
     assert caught.value.last == "status 500 No such folder"
     assert server.requests == 57 + replicas.patience.wrong_answers
+    with asking(Scripted(500), deadline=0.0) as replicas, pytest.raises(WrongAnswersError, match="status 500"):
+        replicas.command(replicas.urls[0], "/take", {})
 
 
 def test_an_outage_is_one_warning_when_its_first_request_is_tried_again(

@@ -23,8 +23,6 @@ class Worker(WeightsInPlace):
         self.vllm_config = SimpleNamespace(model_config=model, weight_transfer_config=None)
 
     def reload_weights(self, weights_path: str) -> None:
-        if not Path(weights_path).is_dir():
-            raise FileNotFoundError(f"No such folder: {weights_path}")
         self.model: Any = AutoModelForCausalLM.from_pretrained(weights_path)
 
     def get_model(self) -> Any:
