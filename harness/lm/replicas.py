@@ -118,27 +118,23 @@ class Replicas:
 
     def ask(self, url: str, path: str, body: Any) -> Any:
         """Return one replica's JSON answer without retries; raises `AnswerError`, `UnavailableError` or `TrainingError`."""
-        return self._send("POST", url + path, body)
+        return _json(self._send("POST", url + path, body))
 
     def get(self, url: str, path: str) -> Any:
         """Return the JSON at a path of one replica."""
-        return self._retry(lambda each: self._send("GET", each + path), lambda: url)
+        return self._retry(lambda each: _json(self._send("GET", each + path)), lambda: url)
 
     def command(self, url: str, path: str, body: Any) -> None:
-        """Send a command to one replica and ignore its answer, which may be empty.
+        """Send a command to one replica and ignore its answer, which may be empty; see `inquire`."""
+        self._command(url, path, body, lambda _: None)
+
+    def inquire(self, url: str, path: str, body: Any, read: Callable[[Any], Result]) -> Result:
+        """Return `read(answer)` for a command to one replica.
 
         A status 500 is a wrong answer: a command that the server cannot carry out does not succeed later. Raises
         `WrongAnswersError` for too many of them.
         """
-
-        def attempt(each: str) -> None:
-            try:
-                with suppress(AnswerError):
-                    self._send("POST", each + path, body)
-            except FailedError as error:
-                raise AnswerError(error.found) from error
-
-        self._retry(attempt, lambda: url)
+        return self._command(url, path, body, lambda response: read(_json(response)))
 
     def close(self) -> None:
         """Close the connections, which ends all requests: those in flight, and those that wait for their next try.
@@ -149,6 +145,15 @@ class Replicas:
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._connections.end()
         self._client.close()
+
+    def _command(self, url: str, path: str, body: Any, read: Callable[[httpx.Response], Result]) -> Result:
+        def attempt(each: str) -> Result:
+            try:
+                return read(self._send("POST", each + path, body))
+            except FailedError as error:
+                raise AnswerError(error.found) from error
+
+        return self._retry(attempt, lambda: url)
 
     def _asking(self, path: str, body: Any, read: Callable[[Any, Any], Result]) -> Callable[[str], Result]:
         return lambda url: read(body, self.ask(url, path, body))
@@ -203,7 +208,7 @@ class Replicas:
             str(last),
         )
 
-    def _send(self, method: str, url: str, body: Any = None) -> Any:
+    def _send(self, method: str, url: str, body: Any = None) -> httpx.Response:
         try:
             response = self._client.request(method, url, json=body, extensions={"trace": self._connections.note})
         except httpx.InvalidURL as error:
@@ -219,10 +224,14 @@ class Replicas:
             raise TrainingError(
                 f"the {self.role} at {url} refused the request with status {response.status_code}: {_message(response)}"
             )
-        try:
-            return json.loads(response.content)
-        except ValueError as error:
-            raise AnswerError(f"the answer is not JSON ({len(response.content)} bytes)") from error
+        return response
+
+
+def _json(response: httpx.Response) -> Any:
+    try:
+        return json.loads(response.content)
+    except ValueError as error:
+        raise AnswerError(f"the answer is not JSON ({len(response.content)} bytes)") from error
 
 
 def _message(response: httpx.Response) -> str:

@@ -97,7 +97,7 @@ def start_on(server: DescribedServer, checkpoint: Path, **settings: Any) -> None
 
 def described(checkpoint: Path, **changes: Any) -> DescribedServer:
     config = AutoConfig.from_pretrained(checkpoint).to_dict()
-    worker = {"dtype": "float32", "logprobs_mode": "processed_logprobs", "config": json.dumps(config)}
+    worker = {"dtype": "float32", "logprobs_mode": "processed_logprobs", "config": json.dumps(config), "tag": ""}
     return DescribedServer({**worker, **changes})
 
 
@@ -144,6 +144,15 @@ def test_a_checkpoint_with_another_configuration_than_the_servers_is_refused(stu
 def test_a_server_that_does_not_tell_its_settings_is_refused_with_what_it_lacks(student_folder: Path):
     with pytest.raises(RunError, match=r"VLLM_SERVER_DEV_MODE=1 .*--worker-extension-cls harness\."):
         start_on(DescribedServer(None), student_folder)
+
+
+def test_a_server_with_the_worker_extension_of_an_earlier_version_is_refused(student_folder: Path):
+    older = described(student_folder)
+    assert older.worker is not None
+    del older.worker["tag"]
+    with pytest.raises(RunError, match=r"http://.* older worker extension.* install"):
+        start_on(older, student_folder)
+    assert older.asked == ["/version", "/collective_rpc"], "no weights were handed over"
 
 
 def test_a_checkpoint_is_sent_as_it_lies_on_the_disk(student_folder: Path, tmp_path: Path):
