@@ -1,4 +1,4 @@
-"""What a vLLM server was started with; refused where suite or checkpoint say something else."""
+"""What a vLLM server says of itself: what it was started with, and of which hand-over its weights are."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 EXTENSION = "harness.engines.vllm_worker.WeightsInPlace"
 LOGPROBS_MODE = "processed_logprobs"  # of the distribution that was sampled from, as the trainer computes them
+DESCRIBE = {"method": "describe_server"}  # for /collective_rpc
 TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")  # requests carry ids and stop tokens, so a server uses none
 
 
@@ -60,13 +61,27 @@ def _read_settings(replicas: Replicas, url: str) -> ServedSettings:
     try:
         replicas.get(url, "/version")  # waits for a server that is starting
         # Asked once: a server without the method answers as one that is broken.
-        (worker, *_) = replicas.ask(url, "/collective_rpc", {"method": "describe_server"})["results"]
-        return ServedSettings(worker["dtype"], worker["logprobs_mode"], json.loads(worker["config"]))
+        (worker, *_) = replicas.ask(url, "/collective_rpc", DESCRIBE)["results"]
+        found = ServedSettings(worker["dtype"], worker["logprobs_mode"], json.loads(worker["config"]))
     except (HarnessError, UnavailableError, AnswerError, KeyError, TypeError, ValueError) as error:
         raise RunError(
             f"the rollout server at {url} does not tell its settings ({error}); start it with VLLM_SERVER_DEV_MODE=1 and "
             f"--worker-extension-cls {EXTENSION}, with the run's version of the harness installed"
         ) from error
+    if "tag" not in worker:
+        raise RunError(
+            f"the rollout server at {url} has an older worker extension, which cannot tell whether the server was restarted; "
+            "install the run's version of the harness next to it, and start it again"
+        )
+    return found
+
+
+def read_tags(answer: Any) -> set[str]:
+    """Return the hand-overs of which a server's workers have weights, from its answer to `DESCRIBE`."""
+    try:
+        return {worker["tag"] for worker in answer["results"]}
+    except (KeyError, TypeError) as error:
+        raise AnswerError("the answer does not tell of which hand-over the weights are") from error
 
 
 def _differences(served: Mapping[str, Any], own: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

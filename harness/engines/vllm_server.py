@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import shutil
 import uuid
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -32,10 +32,8 @@ if TYPE_CHECKING:
     from harness.engines.transfer.weight_transfer import WeightTransfer
     from harness.lm.replicas import Replicas
 
-PROBE = list(range(1, 25))  # ids that every vocabulary has
 # Else a server that takes its defaults from the checkpoint applies the penalties of its generation_config.json.
 PLAIN = {"min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
-SAME = 0.02  # largest mean difference on the probe, in nats, that rounding may cause
 
 
 class VLLMServer(Backend):
@@ -89,14 +87,14 @@ class ServedEngine:
     """See `CheckpointEngine`; each answer has its own seed, so it does not depend on the replica that gives it."""
 
     def __init__(self, backend: VLLMServer, site: EngineSite) -> None:
+        from harness.engines.same_weights import SameWeights
         from harness.lm.replicas import Patience, Replicas
 
         self.backend = backend
         addresses = tuple(url.rstrip("/").removesuffix("/v1") for url in backend.urls)
         patience = Patience(backend.timeout, backend.deadline)
         self.replicas: Replicas = Replicas(addresses, patience, backend.concurrency, role="rollout server")
-        self._single = [Replicas((url,), patience, 1, role="rollout server") for url in addresses]
-        self._probed: list[float] | None = None
+        self.same = SameWeights(addresses, patience, backend.model)
         self.weights: str | None = None
         self.transfer = self._open_transfer(site)
 
@@ -116,16 +114,13 @@ class ServedEngine:
         """Let every replica load a checkpoint's weights; do nothing if `weights` is the digest of those that they have."""
         if weights is not None and weights == self.weights:
             return
-        # The digest stays unknown until all replicas have loaded them, so that a failure cannot leave a mixture in use.
-        self.weights = None
-        if self.transfer is not None:
-            self.transfer.send_checkpoint(checkpoint)
-            self._command("/collective_rpc", {"method": "prepare_after_transfer"})
-        else:
-            with _shared_copy(checkpoint, self.backend.shared_folder) as folder:
-                place = str(folder.absolute())  # a server has a working directory of its own
-                self._command("/collective_rpc", {"method": "take_weights", "kwargs": {"folder": place}})
-        self._check_hand_over()
+        with self._handing_over() as tag:
+            if self.transfer is not None:
+                self._send(tag, lambda transfer: transfer.send_checkpoint(checkpoint))
+            else:
+                with _shared_copy(checkpoint, self.backend.shared_folder) as folder:
+                    place = str(folder.absolute())  # a server has a working directory of its own
+                    self._call("take_weights", {"folder": place, "tag": tag}, self._access)
         self.weights = weights
 
     @property
@@ -135,16 +130,24 @@ class ServedEngine:
 
     def take(self, weights: Mapping[str, Tensor]) -> None:
         """Let every replica load tensors by name from this process's GPU."""
-        assert self.transfer is not None
-        self.weights = None
-        self.transfer.send_tensors(weights)
-        self._command("/collective_rpc", {"method": "prepare_after_transfer"})
-        self._check_hand_over()
+        with self._handing_over() as tag:
+            self._send(tag, lambda transfer: transfer.send_tensors(weights))
 
-    def _check_hand_over(self) -> None:
-        self._command("/reset_prefix_cache", {})
-        self._probed = None
-        self._refuse_other_weights()
+    def _send(self, tag: str, send: Callable[[WeightTransfer], None]) -> None:
+        """Send weights over the network; each worker confirms at the end that it has been there since the announcement."""
+        assert self.transfer is not None
+        self._call("announce_transfer", {"tag": tag})
+        send(self.transfer)
+        self._call("prepare_after_transfer", {"tag": tag})
+
+    @contextmanager
+    def _handing_over(self) -> Generator[str]:
+        """Yield the tag of a hand-over; afterwards check that every replica has its weights."""
+        # The digest stays unknown until all replicas have loaded them, so that a failure cannot leave a mixture in use.
+        self.weights = None
+        yield self.same.begin()
+        self._command("/reset_prefix_cache", {}, "check its log")
+        self.same.check()
 
     def generate(self, prompts: Sequence[list[int]], sampling: Sampling) -> list[Completion]:
         """Return completions with the log-probabilities with which they were drawn; see `Engine`."""
@@ -156,13 +159,15 @@ class ServedEngine:
         ]
         completions = self.replicas.post_all(COMPLETIONS, bodies, _read_completion)
         # A server that was restarted in between has answered with the weights of its start.
-        self._refuse_other_weights()
+        self.same.check()
         return completions
 
     def prompt_logprobs(self, prompts: Sequence[list[int]]) -> list[list[dict[int, float] | None]]:
         """Return for each position the log-probabilities of the prompt's token and of the most probable one."""
-        scored = self.replicas.post_all(COMPLETIONS, [self._scoring(ids) for ids in prompts], _read_prompt)
-        self._refuse_other_weights()
+        from harness.engines.same_weights import read_scored, scoring
+
+        scored = self.replicas.post_all(COMPLETIONS, [scoring(self.backend.model, ids) for ids in prompts], read_scored)
+        self.same.check()
         return scored
 
     def describe(self) -> dict[str, Any]:
@@ -185,28 +190,10 @@ class ServedEngine:
 
     def close(self) -> None:
         """Close the connections; the servers keep running."""
+        self.replicas.close()
+        self.same.close()
         if self.transfer is not None:
             self.transfer.close()
-        for replicas in (self.replicas, *self._single):
-            replicas.close()
-
-    def _refuse_other_weights(self) -> None:
-        """Raise `RunError` if a replica does not score the probe as the first one did after the last hand-over."""
-        for number, replica in enumerate(self._single):
-            positions = replica.post(COMPLETIONS, self._scoring(PROBE), _read_prompt)
-            scores = [at[token] for token, at in zip(PROBE, positions, strict=True) if at is not None]
-            self._probed = self._probed or scores
-            apart = sum(abs(a - b) for a, b in zip(scores, self._probed, strict=True)) / len(scores)
-            if apart > SAME:
-                raise RunError(
-                    f"the rollout server at {self.replicas.urls[number]} has other weights than those of the last hand-over "
-                    f"(its log-probabilities differ by {apart:.3g} nats on average), as after a restart; the same command "
-                    "continues from the last snapshot and hands them over"
-                )
-
-    def _scoring(self, ids: list[int]) -> dict[str, Any]:
-        settings = {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 1}
-        return {"model": self.backend.model, "prompt": [ids], **settings}
 
     def _body(self, ids: list[int], sampling: Sampling) -> dict[str, Any]:
         return {
@@ -216,16 +203,40 @@ class ServedEngine:
             "logprobs": 0, "return_token_ids": True, "skip_special_tokens": False, **PLAIN,
         }  # fmt: skip
 
-    def _command(self, path: str, body: dict[str, Any]) -> None:
-        """Send a command to every replica, one after the other."""
+    def _call(self, method: str, kwargs: dict[str, str], advice: str = "check its log") -> None:
+        """Call a method of every replica's workers; see `_command`."""
+        self._command("/collective_rpc", {"method": method, "kwargs": kwargs}, advice)
+
+    def _command(self, path: str, body: dict[str, Any], advice: str) -> None:
+        """Send a command to every replica, one after the other; `advice` is what to do if a replica fails at it."""
+        from harness.lm.replicas import WrongAnswersError
+
         for number, url in enumerate(self.replicas.urls, start=1):
             try:
                 self.replicas.command(url, path, body)
+            except WrongAnswersError as error:
+                raise RunError(
+                    f"rollout server {number} at {url} did not take new weights: it answered {error.last}; {advice}; "
+                    "the same command continues from the last snapshot"
+                ) from error
             except TrainingError as error:
                 raise RunError(
                     f"rollout server {number} did not take new weights ({error}); start the servers with "
                     f"VLLM_SERVER_DEV_MODE=1 and --worker-extension-cls {EXTENSION}"
                 ) from error
+
+    @property
+    def _access(self) -> str:
+        """What to do if a server cannot read the weights in the folder."""
+        if (shared := self.backend.shared_folder) is None:
+            return (
+                "check its log, and if it runs on another machine or as another user, set vllm_server.shared_folder to a "
+                "folder that it sees under the same path"
+            )
+        return (
+            f"check its log, and that it sees {shared.absolute()} (vllm_server.shared_folder) under the same path and may "
+            "read it"
+        )
 
 
 @contextmanager
@@ -237,6 +248,9 @@ def _shared_copy(checkpoint: Path, shared: Path | None) -> Generator[Path]:
     folder = shared / f"{own_prefix()}{uuid.uuid4().hex}"
     try:
         shutil.copytree(checkpoint, folder)
+        # The copy has the modes of its source, which may be a private folder. Who sees it is decided by `shared`.
+        for path in (folder, *folder.rglob("*")):
+            path.chmod(path.stat().st_mode | (0o055 if path.is_dir() else 0o044))
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -252,12 +266,3 @@ def _read_completion(_: Any, answer: Any) -> Completion:
         raise AnswerError("the answer has no token ids with a log-probability each")
     finish = "length" if choice.get("finish_reason") == "length" else "stop"
     return Completion([int(token) for token in tokens], finish, tuple(float(score) for score in scores))
-
-
-def _read_prompt(body: Any, answer: Any) -> list[dict[int, float] | None]:
-    from harness.lm.completions import read_choices, read_prompt
-
-    (ids,) = body["prompt"]
-    (choice,) = read_choices(answer, 1)
-    pairs = zip(ids[1:], read_prompt(choice, ids, 1), strict=True)
-    return [None, *({at.top_ids[0]: at.top_logprobs[0], token: at.sampled} for token, at in pairs)]

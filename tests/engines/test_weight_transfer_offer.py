@@ -6,8 +6,11 @@ A server that was started with other settings than the run's is refused.
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +22,7 @@ from harness.engines.transfer import weight_transfer
 from harness.engines.transfer.weight_sources import CheckpointWeights, TensorWeights
 from harness.engines.vllm_server import ServedEngine, VLLMServer
 from harness.errors import ModelError, RunError
+from harness.lm.replicas import Patience, Replicas, UnavailableError
 from tests.support.evaluation import with_config
 from tests.support.servers.fake_server import serving
 
@@ -93,7 +97,7 @@ def start_on(server: DescribedServer, checkpoint: Path, **settings: Any) -> None
 
 def described(checkpoint: Path, **changes: Any) -> DescribedServer:
     config = AutoConfig.from_pretrained(checkpoint).to_dict()
-    worker = {"dtype": "float32", "logprobs_mode": "processed_logprobs", "config": json.dumps(config)}
+    worker = {"dtype": "float32", "logprobs_mode": "processed_logprobs", "config": json.dumps(config), "tag": ""}
     return DescribedServer({**worker, **changes})
 
 
@@ -142,6 +146,15 @@ def test_a_server_that_does_not_tell_its_settings_is_refused_with_what_it_lacks(
         start_on(DescribedServer(None), student_folder)
 
 
+def test_a_server_with_the_worker_extension_of_an_earlier_version_is_refused(student_folder: Path):
+    older = described(student_folder)
+    assert older.worker is not None
+    del older.worker["tag"]
+    with pytest.raises(RunError, match=r"http://.* older worker extension.* install"):
+        start_on(older, student_folder)
+    assert older.asked == ["/version", "/collective_rpc"], "no weights were handed over"
+
+
 def test_a_checkpoint_is_sent_as_it_lies_on_the_disk(student_folder: Path, tmp_path: Path):
     read = CheckpointWeights(student_folder, "cpu")
     tensors = dict(read)
@@ -150,3 +163,22 @@ def test_a_checkpoint_is_sent_as_it_lies_on_the_disk(student_folder: Path, tmp_p
     assert all(tensor.device.type == "cpu" for tensor in tensors.values())
     with pytest.raises(ModelError, match="safetensors"):
         CheckpointWeights(tmp_path, "cpu")
+
+
+def test_the_threads_of_a_hand_over_that_a_server_does_not_answer_end_with_the_engine():
+    arrived, ended = threading.Event(), threading.Event()
+
+    def wait(*_: Any) -> tuple[int, Any]:
+        arrived.set()
+        ended.wait()
+        return 0, None
+
+    with serving(SimpleNamespace(answer=wait)) as url:
+        replicas = Replicas((url,), Patience(timeout=120.0), 1, role="rollout server")
+        fleet = weight_transfer._Fleet(replicas)
+        fleet.sizes = [1]
+        hand_over = ThreadPoolExecutor(1).submit(fleet.start_weight_update)
+        assert arrived.wait(60)
+        replicas.close()
+        assert isinstance(hand_over.exception(timeout=60), UnavailableError)
+        ended.set()

@@ -125,6 +125,28 @@ def test_a_server_is_refused_where_it_would_compute_something_else(
         backend.start(checkpoint, EngineSite("cpu", "float32", 1, tmp_path / "log.txt"))
 
 
+def test_a_server_that_lost_the_hand_over_is_refused_even_if_it_has_equal_weights(
+    served: ServedEngine, student_folder: Path
+):
+    take = {"method": "take_weights", "kwargs": {"folder": str(student_folder)}}  # without a tag, as after a restart
+    served.replicas.command(served.replicas.urls[0], "/collective_rpc", take)
+    with pytest.raises(RunError, match=r"http://.* other weights .*hand-over"):
+        served.generate(PROMPTS, Sampling(4))
+    served.load(student_folder)
+    assert len(served.generate(PROMPTS, Sampling(4))) == len(PROMPTS)
+
+
+def test_weights_that_a_server_cannot_read_end_soon_and_it_goes_on(
+    served: ServedEngine, student_folder: Path, tmp_path: Path
+):
+    with pytest.raises(
+        RunError, match=r"http://.* did not take new weights: .*status 500 .*not see the folder.*shared_folder"
+    ):
+        served._call("take_weights", {"folder": str(tmp_path / "unseen"), "tag": "x"}, served._access)
+    served.load(student_folder)
+    assert len(served.generate(PROMPTS, Sampling(4))) == len(PROMPTS)
+
+
 def test_a_server_with_other_weights_than_those_handed_over_is_refused(served: ServedEngine, changed: Path):
     served.replicas.command(
         served.replicas.urls[0], "/collective_rpc", {"method": "take_weights", "kwargs": {"folder": str(changed)}}
