@@ -51,7 +51,7 @@ class FailedError(UnavailableError):
 class WrongAnswersError(TrainingError):
     """A server whose answers to one request were wrong too often; `last` says what was wrong with the last one."""
 
-    def __init__(self, sentence: str, last: str) -> None:
+    def __init__(self, sentence: str, last: str = "") -> None:  # other processes make it again from its sentence
         super().__init__(sentence)
         self.last = last
 

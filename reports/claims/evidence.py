@@ -43,17 +43,16 @@ class Evidence:
 
     `by_rate[start, adapter]` holds the methods by learning rate, the adapter's own included; only a study has several.
     `branches` are further methods that begin at a common checkpoint, see `Method.branch_stage`; only a study has them.
-    What a study plans counts before its runs exist: `planned_starts`, of which the first one stays the primary one,
-    `planned_rates`, by start and adapter as `by_rate`, and `planned_branches`, by start and adapter.
+    What a study plans counts before its runs exist: `planned_starts`, of which the first one stays the primary one, and by
+    start and adapter `planned`, the methods, `planned_rates`, their numbers of learning rates, and `planned_branches`.
     """
 
     methods: Sequence[Method]
     by_rate: Mapping[tuple[str, str], ByRate] = field(default_factory=dict[tuple[str, str], ByRate])
     branches: Sequence[Method] = ()
     planned_starts: Sequence[str] = ()
-    planned_rates: Mapping[tuple[str, str], Collection[float]] = field(
-        default_factory=dict[tuple[str, str], Collection[float]]
-    )
+    planned: Collection[tuple[str, str]] = ()
+    planned_rates: Mapping[tuple[str, str], int] = field(default_factory=dict[tuple[str, str], int])
     planned_branches: Collection[tuple[str, str]] = ()
 
     @property
@@ -104,11 +103,11 @@ class Evidence:
 
     def awaits_runs(self, entry: ClaimEntry, adapter: str, start: str) -> bool:
         """Return whether a study plans runs of an adapter that the claim compares and that are not there yet."""
-        place, rates = (start, adapter), self.planned_rates.get((start, adapter), ())
+        place = (start, adapter)
         if entry.scope.rate == "best":
-            return len(rates) > max(1, len(self.by_rate.get(place, {})))
-        planned = place in self.planned_branches if entry.scope.stage == "branch" else bool(rates)
-        return planned and self.method(entry, adapter, start) is None
+            return self.planned_rates.get(place, 0) > max(1, len(self.by_rate.get(place, {})))
+        planned = self.planned_branches if entry.scope.stage == "branch" else self.planned
+        return place in planned and self.method(entry, adapter, start) is None
 
 
 @dataclass(frozen=True)

@@ -162,9 +162,14 @@ def _decide(row: Verdict, looks: Sequence[int]) -> Verdict:
     """Return a row with the verdict that it has without the other rows of its sequence."""
     if row.reason or row.effect.seeds < FEWEST_SEEDS:
         # Until a claim has the runs that are planned for it, it closes the sequence: with them it may show no difference.
-        waits = (row.unfinished or not row.reason) and any(look > row.looked for look in looks)
-        reason = row.reason or (_no_look(row.looked, looks) if waits else f"fewer than {FEWEST_SEEDS} seeds")
-        return replace(row, verdict=NO_VERDICT if waits else NOT_TESTABLE, reason=reason)
+        later = [look for look in looks if look > row.looked]
+        waits = bool(later) and (row.unfinished or not row.reason)
+        few = f"fewer than {FEWEST_SEEDS} seeds"
+        if waits and row.looked not in looks:
+            few = _no_look(row.looked, looks)
+        elif waits:
+            few = f"{few} have an effect; the next look is at {later[0]}"
+        return replace(row, verdict=NO_VERDICT if waits else NOT_TESTABLE, reason=row.reason or few)
     entry, level = row.entry, level_at(row.looked, looks)
     alone, verdict = (judge(row.effect, entry.parsed.sign, entry.smallest, entry.zone, each) for each in (ALPHA, level))
     row = replace(row, verdict=verdict, level=level)

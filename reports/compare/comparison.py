@@ -156,7 +156,10 @@ class Comparison:
 
         Such a stage trains both alike: its difference is 0 by construction, and testing it would raise Holm's p of the others.
         """
-        alike = {*self.base.first.manifest.fixed_tasks} & {*method.first.manifest.fixed_tasks}
+        ours, theirs = self.base.first, method.first
+        alike = {*ours.manifest.fixed_tasks} & {*theirs.manifest.fixed_tasks}
+        if (ours.suite, ours.start) != (theirs.suite, theirs.start):
+            alike = set()
         for task in method.tasks:
             if task in alike and figure.over is learned_tasks:
                 continue

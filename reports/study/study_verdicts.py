@@ -42,7 +42,8 @@ def judge_study(results: Results) -> list[Verdict]:
         by_rate,
         results.branches,
         layout.starts,
-        {place: layout.rates(*place) for place in by_rate},
+        {(start, adapter) for start, adapter in by_rate if layout.rate(adapter) in layout.rates(start, adapter)},
+        {place: len(layout.rates(*place)) for place in by_rate},
         {(spec.suite.student.start_name, spec.entry) for spec in planned_runs_of(results.plan).branches},
     )
     rows = judge_claims(files, evidence, results.plan.study.planned_looks)

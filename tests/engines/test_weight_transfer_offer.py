@@ -178,7 +178,9 @@ def test_the_threads_of_a_hand_over_that_a_server_does_not_answer_end_with_the_e
         fleet = weight_transfer._Fleet(replicas)
         fleet.sizes = [1]
         hand_over = ThreadPoolExecutor(1).submit(fleet.start_weight_update)
-        assert arrived.wait(60)
-        replicas.close()
-        assert isinstance(hand_over.exception(timeout=60), UnavailableError)
-        ended.set()
+        try:
+            assert arrived.wait(60)
+            replicas.close()
+            assert isinstance(hand_over.exception(timeout=60), UnavailableError)
+        finally:
+            ended.set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import subprocess
 import sys
 import time
@@ -56,6 +57,9 @@ def test_a_command_that_fails_at_the_server_ends_after_few_tries_while_outages_a
         with pytest.raises(WrongAnswersError, match="status 500 No such folder") as caught:
             replicas.command(replicas.urls[0], "/take", {})
     assert caught.value.last == "status 500 No such folder"
+    elsewhere = pickle.loads(pickle.dumps(caught.value))  # a sweep's worker hands its error to the sweep so
+    assert (str(elsewhere), elsewhere.last) == (str(caught.value), caught.value.last)
+    assert str(type(elsewhere)(str(elsewhere))) == str(elsewhere)
     assert server.requests == 57 + replicas.patience.wrong_answers
     with asking(Scripted(500), deadline=0.0) as replicas, pytest.raises(WrongAnswersError, match="status 500"):
         replicas.command(replicas.urls[0], "/take", {})
@@ -83,6 +87,17 @@ def test_an_outage_is_one_warning_when_its_first_request_is_tried_again(
         with pytest.raises(TrainingError, match="503"):
             paths(replicas, 1)
         assert len(caplog.records) == 2, "an error without another try is no warning too"
+
+
+def test_an_outage_begins_again_after_an_answer_and_a_minute_without_failures(monkeypatch: pytest.MonkeyPatch):
+    clock = iter([0, 10, 40, 100, 3600, 3700])  # the times of the failures
+    monkeypatch.setattr(outages.time, "monotonic", lambda: next(clock))
+    seen = outages.Outages()
+    begun = [seen.begin("a"), seen.begin("a")]
+    seen.answered("a")
+    begun += [seen.begin("a"), seen.begin("a")]  # the second one is a minute later, but nothing was answered since
+    seen.answered("a")
+    assert [*begun, seen.begin("a"), seen.begin("a")] == [True, False, False, False, True, False]
 
 
 class Stuck(BaseHTTPRequestHandler):

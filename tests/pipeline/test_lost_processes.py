@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import re
 import signal
 import time
 import traceback
@@ -21,6 +23,7 @@ from harness.config.run_spec import RunSpec
 from harness.errors import RunError, TrainingError
 from harness.lm.ranks import current_ranks
 from harness.pipeline.processes.rank_processes import several_processes
+from harness.pipeline.processes.rank_watch import OtherEndedError, RankWatch
 from harness.pipeline.run import run
 from harness.rundir.process.progress import Event
 from harness.rundir.store import is_finished
@@ -40,7 +43,7 @@ def leave() -> None:
 
 
 def fail() -> None:
-    raise LookupError("nothing there")
+    raise LookupError("nothing there\nlook elsewhere")
 
 
 def refuse() -> None:
@@ -137,12 +140,27 @@ def test_an_unforeseen_error_of_a_process_is_told_and_its_traceback_kept(then: C
     assert "in exchange_then" in "".join(traceback.format_exception(caught.value))
 
 
-def test_the_first_processs_own_error_stays_its_own():
+@pytest.mark.parametrize(
+    "error", [KeyError("mine"), distributed.DistBackendError("NCCL error: Duplicate GPU detected")]
+)
+def test_the_first_processs_own_error_stays_its_own(error: Exception):
     def break_off() -> None:
-        raise KeyError("mine")
+        raise error
 
-    with pytest.raises(KeyError, match="mine"):
+    with pytest.raises(type(error)) as caught:
         train(rest, then=break_off)
+    assert caught.value is error
+
+
+def test_a_process_whose_traceback_could_not_be_written_is_named_with_its_exit_code(tmp_path: Path):
+    file = tmp_path / "error"
+    file.touch()  # as on a full disk
+    process = multiprocessing.get_context("spawn").Process(target=leave)
+    process.start()
+    with RankWatch([process], [str(file)]) as watch:
+        with pytest.raises(OtherEndedError):
+            watch.wait()
+        assert re.search(r"process 2 of 2 ended with exit code 3\b", str(watch.cause))
 
 
 def test_a_run_of_which_a_process_is_killed_goes_on_from_its_snapshot(tmp_path: Path):

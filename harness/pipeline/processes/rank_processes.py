@@ -98,7 +98,7 @@ def first_of_group(store: Store, count: int, device: str, watch: RankWatch | Non
         if own and not forced:
             raise
         lost = forced or _is_loss(error)
-        cause = _cause(store, watch, lost)
+        cause = _cause(store, watch, lost or isinstance(error, distributed.DistError))
         if cause is None and lost:
             cause = RunError(
                 f"another of the {count} processes ended without an error of its own; what it printed last says why, then "
@@ -128,15 +128,18 @@ def _wait_for_others(store: Store, count: int, watch: RankWatch) -> None:
 
 
 def _is_loss(error: Exception) -> bool:
-    """Return whether an error says that another process is gone: one of ours, NCCL's, or gloo's, which has no type."""
-    gloos = any(word in str(error) for word in ("by peer", "Broken pipe"))
-    return isinstance(error, OtherEndedError | distributed.DistError) or (isinstance(error, RuntimeError) and gloos)
+    """Return whether an error says that another process is gone: it is ours, or gloo's or NCCL's words.
+
+    NCCL and the store have errors of their own too, such as a wrong network interface.
+    """
+    said = any(words in str(error) for words in ("by peer", "Broken pipe", "remote process"))
+    return isinstance(error, OtherEndedError) or (isinstance(error, RuntimeError) and said)
 
 
 def _cause(store: Store, watch: RankWatch | None, lost: bool) -> Exception | None:
     """Return why another process failed, None where it does not say; waits for a process that is about to end.
 
-    `lost` says that this process misses another. If it does not, an unforeseen error of another is no cause of its own one.
+    `lost` says that this process may miss another. If it does not, an unforeseen error of another is no cause of its own one.
     """
     until = time.monotonic() + (AFTER_A_LOSS if lost else AFTER_AN_ERROR)
     while True:

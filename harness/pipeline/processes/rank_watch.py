@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import signal
 import threading
 import time
@@ -94,9 +95,13 @@ class RankWatch:
         if status == 0:
             return None
         name = f"process {place + 2} of {len(self.processes) + 1}"
-        if file.is_file():
+        try:
             traceback = str(pickle.loads(file.read_bytes()))
-            error = RuntimeError(f"{name} failed with {traceback.rstrip().rpartition(chr(10))[2]}")
+        except (OSError, EOFError, pickle.UnpicklingError):
+            pass  # there is none, or the disk was full, or the process was killed while it wrote
+        else:
+            named = [line for line in traceback.splitlines() if re.match(r"[A-Za-z_][\w.]*(: |$)", line)]
+            error = RuntimeError(f"{name} failed with {named[-1] if named else 'an error'}")
             error.add_note(f"The traceback of {name}:\n{traceback}")
             return error
         if status == -signal.SIGKILL:

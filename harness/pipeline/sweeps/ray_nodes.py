@@ -30,7 +30,7 @@ from harness.errors import InUseError, RunError, StoppedError
 from harness.pipeline.processes.stop_signals import ignore_signals
 from harness.pipeline.sweeps.node_process import ERROR, EVENTS, SPEC
 from harness.rundir.locks import free_lock, is_held
-from harness.rundir.process.progress import Report
+from harness.rundir.process.progress import Event, Report
 from harness.rundir.store import LOCK
 
 PAUSE = 0.2  # seconds between two checks
@@ -73,12 +73,12 @@ def run_over_nodes(
     and the run's own error, from a `StoppedError` where a signal ended it, as when another node is lost and the run stops with
     a snapshot. Ends this worker where a process or a node was lost, so that Ray starts the task again.
     """
-    with _only_launch(spec) as folder:
+    with _only_launch(spec, report) as folder:
         _launch(ray, spec, folder, group, options, report, environment)
 
 
 @contextmanager
-def _only_launch(spec: RunSpec) -> Generator[Path]:
+def _only_launch(spec: RunSpec, report: Report) -> Generator[Path]:
     """Yield a new folder for the processes of a run that nobody else does; raises `InUseError` where somebody does it.
 
     The folder is removed at the end, and those that earlier starts left behind whose node was lost.
@@ -88,6 +88,8 @@ def _only_launch(spec: RunSpec) -> Generator[Path]:
         earlier = list(spec.out.glob(f"{prefix}*"))
         # What is left of an earlier start ends by itself, with a snapshot for which it needs its folder.
         until = time.monotonic() + (PATIENCE if earlier else 0)
+        if earlier and is_held(spec.path / LOCK):
+            report(Event(spec.label, "wait until an earlier start of this run has ended"))
         while is_held(spec.path / LOCK):
             if time.monotonic() >= until:
                 raise InUseError(f"{spec.path} is in use by another process; wait for it or choose another --out")

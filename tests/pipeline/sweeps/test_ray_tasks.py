@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -119,8 +119,14 @@ def test_processes_on_another_node_stay_for_the_snapshot_of_a_run_that_is_told_t
         started.append(process := subprocess.Popen([sys.executable, "-c", waits], stdout=subprocess.PIPE))
         assert process.stdout
         process.stdout.read(1)
-        for seconds in (0.3, 0.8):  # Ray interrupts the task for the driver, and once more for the first node
-            threading.Timer(seconds, _thread.interrupt_main).start()
+        end = process.terminate
+
+        def terminate() -> None:
+            end()
+            _thread.interrupt_main()  # Ray interrupts the task once more, for the first node
+
+        monkeypatch.setattr(process, "terminate", terminate)
+        threading.Timer(0.3, _thread.interrupt_main).start()  # and before that for the driver
         return process
 
     monkeypatch.setattr(ray_nodes, "_torchrun", torchrun)
@@ -148,18 +154,35 @@ class TwoNodes:
         pass
 
 
+TRAINS = """
+import pathlib, sys, time
+until = time.monotonic() + 60
+while not pathlib.Path(sys.argv[1]).exists() and time.monotonic() < until:
+    time.sleep(0.02)
+"""
+
+
 @pytest.fixture
 def over_nodes(micro: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[RunSpec, Callable[[], None]]:
-    """A run over two nodes, and a function that does it: its torchrun ends after two seconds."""
+    """A run over two nodes, and a function that does it: its torchrun ends when the file `trained` is next to the run."""
     monkeypatch.setattr(ray_nodes, "on_node", lambda options, *_: options)
-    ends = [sys.executable, "-c", "import time; time.sleep(2)"]
-    monkeypatch.setattr(ray_nodes, "_torchrun", lambda *_: subprocess.Popen(ends))
     spec = RunSpec(micro, "opd", 0, out=tmp_path / "runs")
+    ends = [sys.executable, "-c", TRAINS, str(spec.out / "trained")]
+    monkeypatch.setattr(ray_nodes, "_torchrun", lambda *_: subprocess.Popen(ends))
     return spec, lambda: ray_nodes.run_over_nodes(TwoNodes(), spec, TwoNodes.group, {}, lambda _: None, {})
 
 
 def launches(spec: RunSpec) -> list[Path]:
     return list(spec.out.glob(".launch-*"))
+
+
+def wait_for_launch(spec: RunSpec, but: Sequence[Path] = ()) -> Path:
+    """Return the launch folder that is not in `but`, as soon as there is one."""
+    until = time.monotonic() + 60
+    while not (found := [folder for folder in launches(spec) if folder not in but]):
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    return found[0]
 
 
 def test_a_second_sweep_leaves_a_run_over_nodes_alone_that_the_first_one_does(
@@ -169,14 +192,13 @@ def test_a_second_sweep_leaves_a_run_over_nodes_alone_that_the_first_one_does(
     first = threading.Thread(target=do)
     first.start()
     try:
-        while not launches(spec):
-            time.sleep(0.02)
-        (folder,) = launches(spec)
+        folder = wait_for_launch(spec)
         with pytest.raises(InUseError, match="in use by another process"):
             do()
         assert folder.is_dir()
         assert launches(spec) == [folder]
     finally:
+        (spec.out / "trained").touch()
         first.join()
     assert launches(spec) == []
     do()
@@ -199,9 +221,9 @@ def test_what_is_left_of_a_lost_start_keeps_its_folder_until_it_has_its_snapshot
         begun.start()
         time.sleep(1)
         assert launches(spec) == [left]
-    while launches(spec) == [left]:
-        time.sleep(0.02)
+    wait_for_launch(spec, but=[left])
     assert left not in launches(spec)
+    (spec.out / "trained").touch()
     begun.join()
     assert launches(spec) == []
 

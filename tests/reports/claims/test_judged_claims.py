@@ -248,6 +248,18 @@ def test_a_claim_on_probes_counts_those_that_nothing_trains_in_both_kinds_of_bra
     assert both.effect.mean == pytest.approx((0.0675 + 0.135) / 2)
 
 
+def test_a_look_at_which_few_seeds_have_an_effect_says_so_and_names_the_next(tmp_path: Path):
+    """Two of three seeds have common learning."""
+    kept = {"opd": [0.8, 0.7, 0.6, 0.5, 0.4], "aopd": [0.8, 0.75, 0.7, 0.65, 0.6]}
+    for adapter, seed in product(kept, range(3)):
+        learned = [0.0, 0.02, 0.04, 0.06, 0.1] if (adapter, seed) == ("opd", 2) else [0.2, 0.4, 0.6, 0.8, 1.0]
+        curve = points(learned, kept[adapter])
+        write_run(tmp_path, adapter, seed, curves=lambda stage, own=curve: own if stage == 1 else [])
+    (row,) = judge_claims([read_claims(write_claims(tmp_path, KEEPS))], Evidence(find_methods([tmp_path])), (3, 5))
+    assert (row.verdict, row.looked, row.effect.seeds) == (NO_VERDICT, 3, 2)
+    assert re.search("fewer than 3 seeds .*next look is at 5", row.reason)
+
+
 def test_probes_without_a_curve_are_named(tmp_path: Path):
     probes, scores = ("tiny_long_sums", "by_likelihood"), [[0.5, 0.1, 0.6, 0.5]] * 3
     learned, kept = [0.2, 0.4, 0.6, 0.8, 1.0], [0.8, 0.7, 0.6, 0.5, 0.4]
