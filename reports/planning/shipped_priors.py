@@ -27,7 +27,6 @@ class Prior(Strict):
     items: float = Field(ge=0)
     seed_by_item: float = Field(ge=0)
     answer: float = Field(default=0.0, ge=0)
-    measured: str = Field(default="", description="what differs from how the table's other figures were measured")
 
     def components(self, answers: int) -> Components:
         """Return the variances of scores in 0..1; with one answer per item, its variance is part of `seed_by_item`."""
@@ -53,10 +52,12 @@ class PriorTable(Strict):
 class Priors(PriorTable):
     """The shipped priors: of scores after the stages, and of retention at equal learning.
 
-    The figures at equal learning are means over stages; `<figure>, stage <n>` is of one stage.
+    The figures of `equal_learning` are means over stages; `<figure>, stage <n>` is of one stage. Those of `from_checkpoint`
+    are of one stage that all methods begin at one checkpoint.
     """
 
     equal_learning: PriorTable
+    from_checkpoint: PriorTable
 
 
 @cache
@@ -93,7 +94,7 @@ def plan_from_priors(claims: Sequence[ProfiledClaim], runs: PlannedRuns) -> Iter
             prior.components(design.answers),
             design,
             Costs(table.training_hours, table.evaluation_hours / prior.clusters, runs.runs_per_seed(entry, place)),
-            f"prior, not this suite: {'; '.join(filter(None, [table.source, prior.measured]))}",
+            f"prior, not this suite: {table.source}",
             margin=entry.margin or 0.0,
             smallest_effect=entry.smallest_effect,
             seeds=runs.seeds(entry, place),
@@ -106,6 +107,8 @@ def _table(entry: ClaimEntry) -> tuple[PriorTable, str]:
     metrics, priors = entry.parsed.metrics, read_priors()
     figures = dict.fromkeys(metric.name for metric in metrics)
     name = next(iter(figures)) if len(figures) == 1 and len(metrics) == 2 else ""
+    if entry.at == "equal_learning" and entry.scope.stage == "branch":
+        return priors.from_checkpoint, name
     if name and entry.scope.stage is not None:
         name = f"{name}, stage {entry.scope.stage}"
     return (priors.equal_learning if entry.at == "equal_learning" else priors), name
