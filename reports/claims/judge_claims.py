@@ -86,7 +86,7 @@ def judge_by_setting(files: Sequence[ClaimFile], methods: Sequence[Method]) -> l
     """
     settings = {key: Evidence(found) for key, found in by_setting(methods).items()}
     _refuse_unknown(files, list(settings.values()))
-    tested = [(file, _tested_in(file, settings)) for file in files]
+    tested = [(file, _tested_in(file, settings)) for file in files if settings]
     judged: list[JudgedSetting] = []
     for setting, evidence in settings.items():
         rows = [row for file, place in tested for row in _judge_file(file, evidence, (), tested=setting == place)]

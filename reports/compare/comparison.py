@@ -257,9 +257,10 @@ class Comparison:
                 f"{CALIBRATION.short} leaves out {', '.join(tasks)}: one of the two profiles does not evaluate them, or their "
                 "own top_k or top_p truncates what is sampled."
             )
-        if (mean := mean_of_stages(self._stage_pairs(method))) and mean.without:
+        pairs = self._stage_pairs(method)
+        if (mean := mean_of_stages(pairs)) and mean.without:
             yield f"{method.name}: the average of {KEPT.short} is {mean.without}, where nothing can be compared."
-        kept = [probe for pair in self._stage_pairs(method) for probe in probes_without_curve(method, pair)]
+        kept = [probe for pair in pairs for probe in probes_without_curve(method, pair)]
         if kept:
             yield f"{KEPT.short} leaves out {', '.join(dict.fromkeys(kept))}: probes scored by likelihood have no curve."
         rows = [row for row in self.rows if row.other == method.name and row.quantity is not KEPT]

@@ -26,14 +26,13 @@ from torch.distributed import FileStore, Store  # pyright: ignore[reportPrivateI
 from harness import errors
 from harness.errors import HarnessError, RunError, StoppedError
 from harness.pipeline.processes.end_with_parent import end_with_parent
-from harness.pipeline.processes.rank_watch import OtherEndedError, RankWatch
+from harness.pipeline.processes.rank_watch import PAUSE, OtherEndedError, RankWatch
 from harness.pipeline.processes.stop_signals import SIGNALS
 
 PATIENCE = timedelta(minutes=30)  # until the slowest process reaches the others; `Ranks.from_first` waits longer
 # Seconds to wait for why another process failed.
 AFTER_A_LOSS, AFTER_AN_ERROR = 10.0, 2.0
 CAUSE = "cause"
-PAUSE = 0.1  # seconds
 Train = Callable[[str, Path], object]  # trains on a device; the folder is for files of the process
 
 

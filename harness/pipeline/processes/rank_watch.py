@@ -18,7 +18,7 @@ from torch.distributed import distributed_c10d
 from harness.errors import RunError
 
 GRACE = 5.0  # seconds in which the first process may end by itself: over gloo it notices a lost process at once
-PAUSE = 0.1  # seconds
+PAUSE = 0.1  # seconds between two looks
 
 
 class OtherEndedError(RuntimeError):

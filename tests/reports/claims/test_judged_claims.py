@@ -437,6 +437,7 @@ def test_primary_claims_are_tested_where_all_their_methods_ran_in_the_suites_own
     judged = judge_by_setting([read_claims("aopd")], methods_of(load_frames([tmp_path])))
     tested = {(each.suite, each.order): any(row.primary for row in each.verdicts) for each in judged}
     assert tested == {("a", "default"): False, ("b", "backwards"): False, ("b", "default"): True}
+    assert judge_by_setting([read_claims("aopd")], []) == []
 
 
 def test_what_only_one_order_lacks_is_the_reason_of_its_row(tmp_path: Path):
